@@ -1,0 +1,251 @@
+//! A worker: one core's thread, its runtime, its accept loops and its orders.
+//!
+//! In: listeners, orders. Out: served connections; it ends when it was told to drain and the last one has ended, or
+//! when it was told to stop. Never: touches another core's connections; keeps time of its own.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use hyper::server::conn::http1;
+use tokio::net::TcpStream;
+use tokio::runtime::LocalOptions;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::Counts;
+use super::connection::{self, Connection, Desk, Ended, Limits};
+use super::listener::Listener;
+use crate::control::Order;
+use crate::http::{Front, Via};
+
+/// What a worker is made of. It crosses to its thread; the rest is made there.
+pub struct Setup {
+    pub number: usize,
+    pub listeners: Vec<Listener>,
+    pub orders: mpsc::Receiver<Order>,
+    /// Makes the front, on the worker's own thread.
+    pub front: Box<dyn FnOnce() -> Front + Send>,
+    pub counts: Arc<Counts>,
+    pub limits: Limits,
+    /// Connections of this worker.
+    pub connections_max: usize,
+    /// Told when it accepts.
+    pub ready: oneshot::Sender<()>,
+}
+
+/// Starts the worker's thread. A panic in it ends the process: a core that serves nobody while its socket still
+/// queues connections is worse than a restart.
+pub fn spawn(setup: Setup) -> io::Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("waypost-{}", setup.number)).spawn(move || {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(setup)));
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(%error, "a worker could not start");
+                std::process::abort();
+            }
+            Err(_) => std::process::abort(),
+        }
+    })
+}
+
+fn run(setup: Setup) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        // Every ready connection is served before the kernel is asked again: measured in PERF.md.
+        .event_interval(256)
+        .build_local(LocalOptions::default())?;
+    runtime.block_on(serve(setup))
+}
+
+struct Worker {
+    front: Rc<Front>,
+    builder: http1::Builder,
+    desk: Rc<Desk>,
+    connections: RefCell<Slots>,
+    counts: Arc<Counts>,
+    limits: Limits,
+    connections_max: usize,
+    draining: Cell<bool>,
+    /// Wakes those who wait for the next tick, for a drain or for the last connection.
+    changed: Notify,
+    /// Closed to accept one more when there is no descriptor left.
+    reserve: RefCell<Option<OwnedFd>>,
+}
+
+async fn serve(setup: Setup) -> io::Result<()> {
+    let Setup { listeners, mut orders, front, counts, limits, connections_max, ready, .. } = setup;
+    let worker = Rc::new(Worker {
+        front: Rc::new(front()),
+        builder: connection::builder(),
+        desk: Rc::default(),
+        connections: RefCell::default(),
+        counts,
+        limits,
+        connections_max,
+        draining: Cell::new(false),
+        changed: Notify::new(),
+        reserve: RefCell::new(reserve()),
+    });
+    for listener in listeners {
+        let tokio_listener = tokio::net::TcpListener::from_std(listener.socket.try_clone()?)?;
+        tokio::task::spawn_local(accept_all(Rc::clone(&worker), listener, tokio_listener));
+    }
+    // Nobody listens when the start was given up.
+    let _ = ready.send(());
+    loop {
+        let order = tokio::select! {
+            biased;
+            order = orders.recv() => order,
+            () = worker.changed.notified(), if worker.draining.get() => {
+                if worker.connections.borrow().open == 0 { break } else { continue }
+            }
+        };
+        match order {
+            Some(Order::Tick { ms }) => worker.tick(ms),
+            Some(Order::Drain) => worker.drain(),
+            Some(Order::Stop) | None => break,
+        }
+        if worker.draining.get() && worker.connections.borrow().open == 0 {
+            break;
+        }
+    }
+    worker.front.hand_over();
+    Ok(())
+}
+
+impl Worker {
+    fn tick(&self, ms: u64) {
+        self.desk.now_ms.set(ms);
+        self.front.hand_over();
+        let draining = self.draining.get();
+        let swept = self.connections.borrow().iter().filter(|open| open.sweep(self.limits, draining)).count();
+        if !draining {
+            self.counts.swept.add(swept as u64);
+        }
+        self.counts.heartbeat_ms.set(ms);
+        self.changed.notify_waiters();
+    }
+
+    fn drain(&self) {
+        self.draining.set(true);
+        self.front.drain();
+        self.changed.notify_waiters();
+    }
+
+    /// Takes a connection in and serves it, if there is room.
+    fn admit(self: &Rc<Self>, stream: TcpStream, address: IpAddr, listener: &Listener) {
+        self.counts.accepted.add(1);
+        if self.connections.borrow().open >= self.connections_max {
+            self.counts.over_cap.add(1);
+            return;
+        }
+        let connection = Rc::new(Connection::new(stream, Rc::clone(&self.desk)));
+        let slot = self.connections.borrow_mut().insert(Rc::clone(&connection));
+        self.counts.open.add(1);
+        let worker = Rc::clone(self);
+        let via = Via { peer: self.front.peer(address), surface: listener.listen.surface };
+        let proxy_protocol = listener.listen.proxy_protocol;
+        tokio::task::spawn_local(async move {
+            let front = Rc::clone(&worker.front);
+            let ended = connection::serve(connection, &worker.builder, front, via, proxy_protocol).await;
+            if ended == Ended::NoProxyHeader {
+                worker.counts.no_proxy_header.add(1);
+            }
+            worker.connections.borrow_mut().remove(slot);
+            worker.counts.open.subtract(1);
+            if worker.draining.get() {
+                worker.changed.notify_one();
+            }
+        });
+    }
+
+    /// Out of descriptors: gives the reserve away to take one connection off the queue and close it. Otherwise the
+    /// loop would spin on a queue that it cannot empty, or stop for good.
+    fn turn_away_one(&self, socket: &TcpListener) {
+        self.reserve.borrow_mut().take();
+        if socket.accept().is_ok() {
+            self.counts.no_descriptor.add(1);
+        }
+        *self.reserve.borrow_mut() = reserve();
+    }
+}
+
+fn reserve() -> Option<OwnedFd> {
+    File::open("/dev/null").ok().map(OwnedFd::from)
+}
+
+/// Accepts until the server drains. Then a socket of our own is emptied before it is closed, since closing resets
+/// what waits in it; a passed one is left as it is, for the next process.
+async fn accept_all(worker: Rc<Worker>, listener: Listener, socket: tokio::net::TcpListener) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = socket.accept() => accepted,
+            () = worker.changed.notified() => {
+                if worker.draining.get() { break } else { continue }
+            }
+        };
+        match accepted {
+            Ok((stream, from)) => worker.admit(stream, from.ip(), &listener),
+            Err(error) if is_out_of_descriptors(&error) => worker.turn_away_one(&listener.socket),
+            // The peer has gone already.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            // The kernel is short of memory or buffers: until the next tick.
+            Err(_) => worker.changed.notified().await,
+        }
+    }
+    if listener.passed {
+        return;
+    }
+    while let Ok((stream, from)) = listener.socket.accept() {
+        let converted = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        if let Ok(stream) = converted {
+            worker.admit(stream, from.ip(), &listener);
+        }
+    }
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    let error = error.raw_os_error();
+    error == Some(rustix::io::Errno::MFILE.raw_os_error()) || error == Some(rustix::io::Errno::NFILE.raw_os_error())
+}
+
+/// The open connections, each in a slot whose number it knows.
+#[derive(Default)]
+struct Slots {
+    slots: Vec<Option<Rc<Connection>>>,
+    free: VecDeque<usize>,
+    open: usize,
+}
+
+impl Slots {
+    fn insert(&mut self, connection: Rc<Connection>) -> usize {
+        self.open += 1;
+        match self.free.pop_front() {
+            Some(slot) => {
+                self.slots[slot] = Some(connection);
+                slot
+            }
+            None => {
+                self.slots.push(Some(connection));
+                self.slots.len() - 1
+            }
+        }
+    }
+
+    fn remove(&mut self, slot: usize) {
+        self.open -= 1;
+        self.slots[slot] = None;
+        self.free.push_back(slot);
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Rc<Connection>> {
+        self.slots.iter().flatten()
+    }
+}

@@ -1,0 +1,252 @@
+//! `GET /metrics`: figures for Prometheus, as OpenMetrics text.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderValue, header};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use super::problem::Problem;
+use super::{Api, From};
+use crate::app::{Instance, Phase};
+use crate::config::Peers;
+use crate::guard::address;
+use crate::guard::keys::Scope;
+use crate::http::STATUSES;
+use crate::metrics::{Histogram, histogram};
+use crate::resolve::Tier;
+
+/// Upper bounds in nanoseconds: what a redirect takes lies between a microsecond and a look-up's time-out.
+const BUCKETS_NS: [u64; 16] = [
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    10_000_000,
+    50_000_000,
+    250_000_000,
+    1_000_000_000,
+    5_000_000_000,
+];
+
+pub async fn metrics(
+    State(api): State<Arc<Api>>,
+    Extension(from): Extension<From>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    if !is_allowed(&api.metrics_allow, from.client) {
+        api.require(&headers, from, Scope::Admin).await?;
+    }
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Scrape(Arc::clone(&api))));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).map_err(|_| Problem::new(500, "no figures"))?;
+    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+fn is_allowed(allow: &[Peers], client: IpAddr) -> bool {
+    let client = client.to_canonical();
+    allow.iter().any(|peers| match peers {
+        Peers::Loopback => client.is_loopback(),
+        Peers::Private => address::is_private(client),
+        Peers::Net(net) => net.contains(&client),
+    })
+}
+
+struct Scrape(Arc<Api>);
+
+impl fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scrape")
+    }
+}
+
+/// A name and a value.
+type Label = (&'static str, String);
+
+struct Sheet<'a>(DescriptorEncoder<'a>);
+
+impl Sheet<'_> {
+    fn counter(&mut self, name: &str, help: &str, rows: impl IntoIterator<Item = (Vec<Label>, u64)>) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in rows {
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, f64>(&value, None)?;
+        }
+        Ok(())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, rows: impl IntoIterator<Item = (Vec<Label>, f64)>) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in rows {
+            family.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
+    fn histogram(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl IntoIterator<Item = (Vec<Label>, Histogram)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, figures) in rows {
+            let mut below = 0;
+            let mut buckets: Vec<(f64, u64)> = Vec::with_capacity(BUCKETS_NS.len() + 1);
+            for bound in BUCKETS_NS {
+                let count = figures.count_between(0, bound);
+                buckets.push((bound as f64 / 1e9, count - below));
+                below = count;
+            }
+            buckets.push((f64::MAX, figures.len() - below));
+            let sum = figures.mean() * figures.len() as f64 / 1e9;
+            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, figures.len(), &buckets, None)?;
+        }
+        Ok(())
+    }
+}
+
+fn label(name: &'static str, value: impl ToString) -> Vec<Label> {
+    vec![(name, value.to_string())]
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let api = &*self.0;
+        let instance: &Instance = &api.instance;
+        let mut sheet = Sheet(encoder);
+        let tiers = || Tier::ALL.into_iter();
+
+        let mut redirects = Vec::new();
+        for (row, status) in STATUSES.iter().enumerate() {
+            for tier in tiers() {
+                let count: u64 = instance.cores().map(|core| core.http.redirects[row][tier as usize].get()).sum();
+                let status = if *status == 0 { "other".to_owned() } else { status.to_string() };
+                redirects.push((vec![("status", status), ("tier", tier.name().to_owned())], count));
+            }
+        }
+        sheet.counter(
+            "waypost_redirects",
+            "Answers of the front by status and by the tier they came from.",
+            redirects,
+        )?;
+        sheet.histogram(
+            "waypost_redirect_seconds",
+            "What the server itself took for them.",
+            tiers().map(|tier| {
+                let mut sum = histogram();
+                instance.cores().for_each(|core| core.http.latency[tier as usize].add_to(&mut sum));
+                (label("tier", tier.name()), sum)
+            }),
+        )?;
+        let visits = |count: fn(&crate::visits::Counts) -> u64| -> u64 {
+            instance.cores().map(|core| count(&core.http.visits)).sum()
+        };
+        sheet.counter(
+            "waypost_visits_answered",
+            "Redirects to a target that left.",
+            [(vec![], visits(crate::visits::Counts::answered))],
+        )?;
+        sheet.counter(
+            "waypost_visits_orphan",
+            "Answers to unknown and dead codes.",
+            [(vec![], visits(|counts| counts.orphan.get()))],
+        )?;
+        // What is recorded is counted on its core; nothing waits anywhere.
+        sheet.gauge("waypost_visits_pending", "Visits that are recorded and not stored.", [(vec![], 0.0)])?;
+
+        let hits = |tier: Tier| -> u64 { instance.cores().map(|core| core.http.answers(tier)).sum() };
+        let (hot, shards, store) = (hits(Tier::Hot), hits(Tier::Shards), hits(Tier::Store));
+        sheet.counter(
+            "waypost_cache_hits",
+            "Answers out of this tier.",
+            [(label("tier", "hot"), hot), (label("tier", "shards"), shards)],
+        )?;
+        sheet.counter(
+            "waypost_cache_misses",
+            "Questions that this tier could not answer.",
+            [(label("tier", "hot"), shards + store), (label("tier", "shards"), store)],
+        )?;
+        let figures = instance.memory().shards.figures();
+        sheet.counter(
+            "waypost_cache_evictions",
+            "Links that gave way to others.",
+            [(label("tier", "shards"), figures.evictions)],
+        )?;
+        sheet.gauge(
+            "waypost_cache_bytes",
+            "Memory that links and their index take.",
+            [(vec![], figures.bytes as f64)],
+        )?;
+        sheet.gauge("waypost_cache_links", "Links in memory.", [(vec![], figures.entries as f64)])?;
+        sheet.counter(
+            "waypost_codes_redrawn",
+            "Generated codes that were taken already.",
+            [(vec![], api.links.redrawn())],
+        )?;
+
+        let sum = |count: fn(&crate::accept::Counts) -> u64| -> u64 {
+            instance.cores().map(|core| count(&core.accept)).sum()
+        };
+        sheet.gauge("waypost_connections", "Open connections.", [(vec![], sum(|counts| counts.open.get()) as f64)])?;
+        sheet.counter(
+            "waypost_connections_accepted",
+            "Accepted connections.",
+            [(vec![], sum(|counts| counts.accepted.get()))],
+        )?;
+        sheet.counter(
+            "waypost_connections_closed",
+            "Connections that the server ended, by reason.",
+            [
+                (label("reason", "cap"), sum(|counts| counts.over_cap.get())),
+                (label("reason", "no_descriptor"), sum(|counts| counts.no_descriptor.get())),
+                (label("reason", "slow"), sum(|counts| counts.swept.get())),
+                (label("reason", "no_proxy_header"), sum(|counts| counts.no_proxy_header.get())),
+            ],
+        )?;
+        let crossing =
+            |count: fn(&crate::http::Counts) -> u64| -> u64 { instance.cores().map(|core| count(&core.http)).sum() };
+        sheet.counter(
+            "waypost_api_calls",
+            "Requests that went to the API.",
+            [(vec![], crossing(|counts| counts.crossed.get()))],
+        )?;
+        sheet.counter(
+            "waypost_api_refused",
+            "Requests that found the API's queue full.",
+            [(vec![], crossing(|counts| counts.refused.get()))],
+        )?;
+        sheet.counter("waypost_limited", "Requests over a rate limit.", [(vec![], instance.limited())])?;
+        let degraded = instance.degraded();
+        sheet.gauge(
+            "waypost_degraded",
+            "1 while something is away that redirects can do without.",
+            app_reasons().map(|reason| (label("reason", reason), f64::from(u8::from(degraded.contains(&reason))))),
+        )?;
+        sheet.gauge(
+            "waypost_ready",
+            "1 while requests are welcome.",
+            [(vec![], f64::from(u8::from(instance.phase() == Phase::Serving)))],
+        )?;
+        Ok(())
+    }
+}
+
+fn app_reasons() -> impl Iterator<Item = &'static str> {
+    crate::app::REASONS.into_iter()
+}

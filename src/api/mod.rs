@@ -1,0 +1,250 @@
+//! The API: what is no redirect. Runs in back.
+//!
+//! In: requests over the `api` crossing. Out: their answers; every error is problem+json (RFC 9457) with the request's id.
+//! Never: runs on a worker; answers a create before it is on the disk.
+//! At its limit: [`CALLS_MAX`] requests wait in the crossing and as many are worked on; the front refuses the next one.
+//! A body is at most [`BODY_BYTES_MAX`], and comes within [`BODY_TIMEOUT`].
+
+pub mod health;
+pub mod links;
+pub mod metrics;
+pub mod problem;
+pub mod shorten;
+pub mod status;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::{get, post};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tower_service::Service;
+
+use crate::domain::time::{self, UnixMillis};
+use crate::guard::keys::{self, AdminKey, ApiKey, Presented, Scope, Scopes};
+use crate::guard::limits::{Caller, Limiter, Verdict};
+use crate::http::visitor::Peer;
+use crate::links::Links;
+use crate::resolve::follow::Follower;
+use crate::store::Store;
+use crate::{app, config};
+use problem::Problem;
+
+/// Requests that wait in the crossing, and that are worked on.
+pub const CALLS_MAX: usize = 1024;
+const BODY_BYTES_MAX: usize = 64 << 10;
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A key's last use is noted when the last note is older than this.
+const TOUCH_EVERY: Duration = Duration::from_secs(60);
+
+/// A request that is no redirect, on its way from front to back.
+#[derive(Debug)]
+pub struct Call {
+    pub request: Request<Incoming>,
+    pub peer: Peer,
+    pub client: IpAddr,
+    pub reply: oneshot::Sender<Response<Body>>,
+}
+
+/// What the API works with.
+pub struct Api {
+    pub store: Store,
+    pub links: Arc<Links>,
+    pub follower: Arc<Follower>,
+    pub instance: Arc<app::Instance>,
+    /// `base_url`, or what stands in for it.
+    pub base_url: String,
+    pub admin_key: Option<AdminKey>,
+    pub open: bool,
+    pub metrics_allow: Vec<config::Peers>,
+    /// Requests without a valid key, by address.
+    pub by_address: Limiter,
+    pub by_key: Limiter,
+}
+
+/// Who sent a request: an extension of it.
+#[derive(Clone, Copy, Debug)]
+pub struct From {
+    pub peer: Peer,
+    pub client: IpAddr,
+}
+
+/// Who a request is by its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// None: a configured admin key.
+    pub key: Option<String>,
+    pub scopes: Scopes,
+    per_minute: Option<u32>,
+}
+
+/// Answers calls until the front has gone.
+pub async fn run(api: Arc<Api>, mut calls: mpsc::Receiver<Call>) {
+    let router = router(api);
+    let working = Arc::new(Semaphore::new(CALLS_MAX));
+    while let Some(call) = calls.recv().await {
+        let permit = Arc::clone(&working).acquire_owned().await.expect("it is never closed");
+        let router = router.clone();
+        tokio::spawn(async move {
+            handle(router, call).await;
+            drop(permit);
+        });
+    }
+}
+
+fn router(api: Arc<Api>) -> Router {
+    Router::new()
+        .route("/shorten", post(shorten::shorten))
+        .route("/health", get(health::alive))
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(metrics::metrics))
+        .route("/api/v1/status", get(status::status))
+        .route("/api/v1/export", get(links::export))
+        .fallback(async || Problem::new(404, "there is no such address"))
+        .with_state(api)
+}
+
+async fn handle(mut router: Router, call: Call) {
+    let id = request_id(call.request.headers(), call.peer);
+    let mut request = call.request.map(Body::new);
+    request.extensions_mut().insert(From { peer: call.peer, client: call.client });
+    let head = *request.method() == http::Method::HEAD;
+    let response = router.call(request).await.unwrap_or_else(|never| match never {});
+    let mut response = problem::render(response, &id);
+    response.headers_mut().insert(REQUEST_ID, id);
+    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    if head {
+        *response.body_mut() = Body::empty();
+    }
+    // Nobody listens when the client has gone.
+    let _ = call.reply.send(response);
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The id that a trusted peer gave the request, or one of our own: 32 hexadecimal digits.
+fn request_id(headers: &HeaderMap, peer: Peer) -> HeaderValue {
+    let given = headers.get(REQUEST_ID).filter(|id| peer.trusted && (1..=128).contains(&id.len()));
+    match given.filter(|id| id.as_bytes().iter().all(u8::is_ascii_graphic)) {
+        Some(id) => id.clone(),
+        None => HeaderValue::from_str(&format!("{:032x}", rand::random::<u128>())).expect("digits"),
+    }
+}
+
+impl Api {
+    /// Who sent a request; none without a key. A wrong key counts against its address.
+    pub async fn identify(
+        &self,
+        headers: &HeaderMap,
+        from: From,
+        now: UnixMillis,
+    ) -> Result<Option<Identity>, Problem> {
+        let presented = match keys::presented(headers) {
+            Presented::None => return Ok(None),
+            Presented::Malformed => return Err(self.unknown_key(from, now)),
+            Presented::Key(key) => key,
+        };
+        if self.admin_key.as_ref().is_some_and(|admin| admin.matches(presented)) {
+            return Ok(Some(Identity { key: None, scopes: Scopes::of(&[Scope::Admin]), per_minute: None }));
+        }
+        let Some(key) = ApiKey::parse(presented) else { return Err(self.unknown_key(from, now)) };
+        let record = self.store.key(key.id.clone()).await.map_err(|error| Problem::of_store(&error))?;
+        let record = record.filter(|record| keys::verify(&record.digest, &key.secret) && record.valid(now));
+        let Some(record) = record else { return Err(self.unknown_key(from, now)) };
+        if record.last_used_at.is_none_or(|last| last.after(TOUCH_EVERY) < now) {
+            let (store, id) = (self.store.clone(), key.id.clone());
+            // Nothing depends on it: a failure shows with the next write that matters.
+            tokio::spawn(async move { store.touch_key(id, now).await });
+        }
+        Ok(Some(Identity { key: Some(key.id), scopes: record.scopes, per_minute: record.per_minute }))
+    }
+
+    fn unknown_key(&self, from: From, now: UnixMillis) -> Problem {
+        match self.by_address.check(Caller::of_address(from.client), now) {
+            refused @ Verdict::Refused { .. } => self.too_many(&refused),
+            _ => Problem::new(401, "this key is unknown, revoked or expired"),
+        }
+    }
+
+    /// The identity that a request needs to have.
+    pub async fn require(&self, headers: &HeaderMap, from: From, scope: Scope) -> Result<Identity, Problem> {
+        let identity = self.identify(headers, from, time::now()).await?;
+        let identity = identity
+            .ok_or_else(|| Problem::new(401, "this needs a key: send Authorization: Bearer KEY or X-Api-Key: KEY"))?;
+        if identity.scopes.allows(scope) {
+            Ok(identity)
+        } else {
+            Err(Problem::new(403, format!("this needs a key with the scope {}", scope.name())))
+        }
+    }
+
+    /// Counts a request against the limit of its key, or of its address if it has none.
+    pub fn limit(&self, identity: Option<&Identity>, from: From, now: UnixMillis) -> Result<Verdict, Problem> {
+        let verdict = match identity {
+            None => self.by_address.check(Caller::of_address(from.client), now),
+            Some(identity) => match (&identity.key, identity.per_minute) {
+                (Some(id), Some(per_minute)) => self.by_key.check_at(Caller::of_key(id), per_minute, now),
+                (Some(id), None) if !identity.scopes.allows(Scope::Admin) => self.by_key.check(Caller::of_key(id), now),
+                _ => Verdict::Unlimited,
+            },
+        };
+        if verdict.is_allowed() { Ok(verdict) } else { Err(self.too_many(&verdict)) }
+    }
+
+    fn too_many(&self, verdict: &Verdict) -> Problem {
+        self.instance.count_limited();
+        let mut problem = Problem::new(429, "too many requests: wait for the seconds in Retry-After");
+        problem.headers = limit_headers(verdict);
+        problem
+    }
+}
+
+/// `RateLimit-*` and, when refused, `Retry-After`, in seconds.
+#[must_use]
+pub fn limit_headers(verdict: &Verdict) -> HeaderMap {
+    let (limit, remaining, reset_ms, retry_ms) = match *verdict {
+        Verdict::Unlimited => return HeaderMap::new(),
+        Verdict::Allowed { limit, remaining, reset_ms } => (limit, remaining, reset_ms, None),
+        Verdict::Refused { limit, retry_after_ms, reset_ms } => (limit, 0, reset_ms, Some(retry_after_ms)),
+    };
+    let seconds = crate::guard::limits::seconds;
+    let mut headers = HeaderMap::new();
+    headers.insert("ratelimit-limit", HeaderValue::from(limit));
+    headers.insert("ratelimit-remaining", HeaderValue::from(remaining));
+    headers.insert("ratelimit-reset", HeaderValue::from(seconds(reset_ms)));
+    if let Some(retry_ms) = retry_ms {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds(retry_ms)));
+    }
+    headers
+}
+
+/// A JSON object, whole: bounded in size and time.
+pub async fn json_object(request: Request<Body>) -> Result<serde_json::Map<String, serde_json::Value>, Problem> {
+    let json = request.headers().get(header::CONTENT_TYPE).is_some_and(|kind| {
+        let kind = kind.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
+        kind.eq_ignore_ascii_case("application/json")
+    });
+    if !json {
+        return Err(Problem::new(415, "the body must be JSON: send Content-Type: application/json"));
+    }
+    let read = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
+    let body = match tokio::time::timeout(BODY_TIMEOUT, read).await {
+        Err(_) => return Err(Problem::new(408, "the body did not come within 10 seconds")),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            return Err(Problem::new(413, format!("the body is larger than {BODY_BYTES_MAX} bytes")));
+        }
+        Ok(Err(_)) => return Err(Problem::new(400, "the body ended early")),
+        Ok(Ok(body)) => body.to_bytes(),
+    };
+    match serde_json::from_slice(&body) {
+        Ok(serde_json::Value::Object(object)) => Ok(object),
+        Ok(_) => Err(Problem::new(400, "the body must be a JSON object")),
+        Err(error) => Err(Problem::new(400, format!("the body is no JSON: {error}"))),
+    }
+}

@@ -1,0 +1,107 @@
+//! `POST /shorten`: a target becomes a short link.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use serde_json::{Map, Value, json};
+
+use super::problem::{FieldError, Problem};
+use super::{Api, From, json_object, limit_headers};
+use crate::domain::time;
+use crate::guard::keys::Scope;
+use crate::links::{Draft, NotMade};
+
+/// What a draft's fields are called here.
+const NAMES: [(&str, &str); 2] = [("url", "original_url"), ("code", "custom_code")];
+
+pub async fn shorten(
+    State(api): State<Arc<Api>>,
+    Extension(from): Extension<From>,
+    request: Request<Body>,
+) -> Result<impl IntoResponse, Problem> {
+    let now = time::now();
+    let identity = api.identify(request.headers(), from, now).await?;
+    let limit = api.limit(identity.as_ref(), from, now)?;
+    match &identity {
+        None if !api.open => {
+            return Err(Problem::new(401, "this needs a key: send Authorization: Bearer KEY or X-Api-Key: KEY"));
+        }
+        Some(identity) if !identity.scopes.allows(Scope::LinksWrite) => {
+            return Err(Problem::new(403, "this needs a key with the scope links:write"));
+        }
+        _ => {}
+    }
+    let draft = draft(json_object(request).await?).map_err(Problem::fields)?;
+    let original = draft.url.clone();
+    let checked = {
+        let links = Arc::clone(&api.links);
+        // The block list may be read anew.
+        let check = move || {
+            links.refresh_policy(now);
+            links.check(draft, now)
+        };
+        tokio::task::spawn_blocking(check).await.map_err(|_| Problem::new(500, "the request failed"))?
+    };
+    let checked = checked
+        .map_err(|errors| Problem::fields(errors.into_iter().map(|bad| FieldError::of(bad, &NAMES)).collect()))?;
+    if checked.lookalike {
+        tracing::info!(target_url = checked.fields.target.as_str(), "a link's host looks like another one");
+    }
+    let (key, _) = api.links.create(checked, now).await.map_err(|error| match error {
+        NotMade::Taken => Problem {
+            errors: vec![FieldError {
+                pointer: "/custom_code".into(),
+                code: "taken",
+                detail: "another link has this code: choose another one".into(),
+            }],
+            ..Problem::new(409, "the code is taken")
+        },
+        NotMade::Full => Problem::new(503, error.to_string()),
+        NotMade::Store(error) => Problem::of_store(&error),
+    })?;
+    api.follower.catch_up().await;
+    let code = key.code.to_string();
+    let short_url = format!("{}/{code}", api.base_url);
+    let mut headers: HeaderMap = limit_headers(&limit);
+    if let Ok(location) = HeaderValue::from_str(&short_url) {
+        headers.insert(header::LOCATION, location);
+    }
+    let body = json!({"short_code": code, "short_url": short_url, "original_url": original});
+    Ok((StatusCode::CREATED, headers, axum::Json(body)))
+}
+
+/// The draft that a body is, or every field of the wrong name or type.
+fn draft(body: Map<String, Value>) -> Result<Draft, Vec<FieldError>> {
+    let mut draft = Draft::default();
+    let mut errors = Vec::new();
+    for (name, value) in body {
+        let mut wrong = |code, detail: String| {
+            let pointer = format!("/{}", name.replace('~', "~0").replace('/', "~1"));
+            errors.push(FieldError { pointer, code, detail });
+        };
+        let text = match &value {
+            Value::String(text) => Some(text.clone()),
+            _ => None,
+        };
+        match (name.as_str(), &value) {
+            ("custom_code" | "expires_at" | "max_visits", Value::Null) => {}
+            ("original_url", Value::String(_)) => draft.url = text,
+            ("custom_code", Value::String(_)) => draft.code = text,
+            ("expires_at", Value::String(_)) => draft.expires_at = text,
+            ("max_visits", Value::Number(number)) if number.as_u64().is_some_and(|max| max > 0) => {
+                draft.max_visits = number.as_u64();
+            }
+            ("original_url" | "custom_code" | "expires_at", _) => wrong("not_a_string", "it must be a string".into()),
+            ("max_visits", _) => wrong("not_a_count", "it must be a whole number above 0".into()),
+            _ => {
+                let known = "original_url, custom_code, expires_at, max_visits";
+                wrong("unknown_field", format!("there is no such field: the known ones are {known}"));
+            }
+        }
+    }
+    if errors.is_empty() { Ok(draft) } else { Err(errors) }
+}

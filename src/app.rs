@@ -1,0 +1,503 @@
+//! The wiring: what runs, in which order it starts and in which it stops.
+//!
+//! Start: store → codes → memory → back's tasks → sockets → workers → ready.
+//! Stop:  not ready → wait `shutdown.drain` → workers accept no more and answer with `Connection: close` → the last
+//! connection ends, or the grace is over → back's tasks.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::accept::listener::{self, Listen, Listener};
+use crate::accept::{self, connection, worker};
+use crate::api::{self, Api};
+use crate::config::Config;
+use crate::control::{Control, Order};
+use crate::domain::key::DomainId;
+use crate::domain::target::Target;
+use crate::domain::time::{self, UnixMillis};
+use crate::guard::address::Trusted;
+use crate::guard::keys::AdminKey;
+use crate::guard::limits::Limiter;
+use crate::guard::targets::{Blocklist, Policy};
+use crate::http::route::Surface;
+use crate::http::site::{DomainSite, Page, Pages, Site};
+use crate::http::{self as front, Front};
+use crate::links::{Links, rfc3339};
+use crate::resolve::flight::Flight;
+use crate::resolve::follow::Follower;
+use crate::resolve::{Defaults, LOOKUPS_MAX, Memory, Resolver, Tier, header_value};
+use crate::store::Store;
+
+/// Why the server is degraded, as `/readyz`, `/metrics` and `waypost status` name it.
+pub const REASONS: [&str; 2] = ["store", "stale"];
+
+/// The longest time between two ticks, in milliseconds; shorter where a limit is.
+const TICK_MS_MAX: u64 = 1_000;
+const TICK_MS_MIN: u64 = 20;
+/// While draining, so that the last idle connections end soon.
+const DRAIN_TICK_MS: u64 = 50;
+/// Descriptors that are kept for the store, listeners and logs when `connections.max` is worked out.
+const DESCRIPTORS_KEPT: u64 = 128;
+/// Addresses and keys whose rate is remembered.
+const LIMITED_MAX: usize = 100_000;
+const PAGE_BYTES_MAX: u64 = 1 << 20;
+
+/// What the process is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Starting = 0,
+    Serving = 1,
+    Draining = 2,
+}
+
+/// What one core counts.
+#[derive(Clone, Debug, Default)]
+pub struct Core {
+    pub http: Arc<front::Counts>,
+    pub accept: Arc<accept::Counts>,
+}
+
+/// A running server, as its own API sees it.
+pub struct Instance {
+    phase: AtomicU8,
+    started: Instant,
+    started_at: UnixMillis,
+    store: Store,
+    memory: Arc<Memory>,
+    follower: Arc<Follower>,
+    cores: Vec<Core>,
+    limited: AtomicU64,
+}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Instance")
+    }
+}
+
+impl Instance {
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Relaxed) {
+            0 => Phase::Starting,
+            1 => Phase::Serving,
+            _ => Phase::Draining,
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    pub fn cores(&self) -> impl Iterator<Item = &Core> {
+        self.cores.iter()
+    }
+
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// What is away that redirects can do without, of [`REASONS`].
+    #[must_use]
+    pub fn degraded(&self) -> Vec<&'static str> {
+        let flags = [self.follower.is_failing(), self.follower.is_stale()];
+        REASONS.into_iter().zip(flags).filter_map(|(reason, is)| is.then_some(reason)).collect()
+    }
+
+    pub fn count_limited(&self) {
+        self.limited.fetch_add(1, Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn limited(&self) -> u64 {
+        self.limited.load(Ordering::Relaxed)
+    }
+
+    /// What `waypost status` shows.
+    #[must_use]
+    pub fn status(&self) -> serde_json::Value {
+        let answers = |tier: Tier| -> u64 { self.cores().map(|core| core.http.answers(tier)).sum() };
+        let tiers: serde_json::Map<_, _> =
+            Tier::ALL.into_iter().map(|tier| (tier.name().to_owned(), answers(tier).into())).collect();
+        let figures = self.memory.shards.figures();
+        let up = time::monotonic().saturating_duration_since(self.started).as_secs();
+        serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "phase": match self.phase() { Phase::Starting => "starting", Phase::Serving => "serving", Phase::Draining => "draining" },
+            "started_at": rfc3339(self.started_at),
+            "uptime_seconds": up,
+            "store": self.store.describe(),
+            "workers": self.cores.len(),
+            "connections": self.cores().map(|core| core.accept.open.get()).sum::<u64>(),
+            "degraded": self.degraded(),
+            "visits_answered": self.cores().map(|core| core.http.visits.answered()).sum::<u64>(),
+            "answers_by_tier": tiers,
+            "cache": {"links": figures.entries, "bytes": figures.bytes, "evictions": figures.evictions},
+        })
+    }
+}
+
+/// A server that listens.
+pub struct Running {
+    pub instance: Arc<Instance>,
+    /// Where it listens, ports resolved.
+    pub addresses: Vec<Listen>,
+    pub base_url: String,
+    control: Control,
+    workers: Vec<std::thread::JoinHandle<()>>,
+    tick: Duration,
+    started: Instant,
+}
+
+/// Starts a server on `store`; every worker accepts when it returns.
+pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
+    let started = time::monotonic();
+    let workers = match config.workers.count {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    };
+    let mut shares = listeners(&config, workers)?;
+    let mut addresses: Vec<Listen> = shares.iter().flatten().map(|listener| listener.listen).collect();
+    addresses.dedup();
+    addresses.sort_by_key(|listen| listen.address);
+    addresses.dedup();
+    let base_url = base_url(&config, &shares);
+
+    let hosts: Vec<String> = config.domains.iter().map(|domain| domain.host.clone()).collect();
+    let numbers = store.number_domains(hosts).await?;
+    let policy = Arc::new(policy(&config, &base_url)?);
+    let links = Arc::new(Links::open(store.clone(), policy, config.codes.clone()).await?);
+    let cache_bytes = config.cache.memory_bytes(crate::config::memory_limit(Path::new("/")));
+    let position = store.position().await?;
+    let memory = Arc::new(Memory::new(cache_bytes, workers, config.cache.negative_ttl, position));
+    let follower =
+        Arc::new(Follower::new(Arc::clone(&memory), store.clone(), config.cache.ttl, config.cache.stale_max));
+    tokio::spawn(Arc::clone(&follower).run());
+    let (lookups, asked) = mpsc::channel(LOOKUPS_MAX);
+    tokio::spawn(Arc::new(Flight::new(Arc::clone(&memory), store.clone())).run(asked));
+
+    let cores: Vec<Core> = (0..workers).map(|_| Core::default()).collect();
+    let instance = Arc::new(Instance {
+        phase: AtomicU8::new(Phase::Starting as u8),
+        started,
+        started_at: time::now(),
+        store: store.clone(),
+        memory: Arc::clone(&memory),
+        follower: Arc::clone(&follower),
+        cores: cores.clone(),
+        limited: AtomicU64::new(0),
+    });
+    let (calls, called) = mpsc::channel(api::CALLS_MAX);
+    let api = Api {
+        store,
+        links,
+        follower,
+        instance: Arc::clone(&instance),
+        base_url: base_url.clone(),
+        admin_key: config.admin_key.as_ref().map(|key| AdminKey::new(key.expose())).transpose()?,
+        open: config.shorten.open,
+        metrics_allow: config.metrics.allow.clone(),
+        by_address: Limiter::new(config.limits.shorten_per_minute, None, LIMITED_MAX),
+        by_key: Limiter::new(config.limits.key_per_minute, None, LIMITED_MAX),
+    };
+    tokio::spawn(api::run(Arc::new(api), called));
+
+    let shared = Arc::new(front::Shared {
+        site: site(&config, &numbers, &base_url)?,
+        trusted: Trusted::new(config.proxies.trusted.clone()),
+        warned: false.into(),
+        access_log: config.log.access,
+    });
+    let defaults = Defaults {
+        status: StatusCode::from_u16(config.redirect.status)?,
+        cache_control: config.redirect.cache_control.clone(),
+        permanent_cache_control: config.redirect.permanent_cache_control.clone(),
+        forward_query: config.redirect.forward_query,
+    };
+    let limits = connection::Limits {
+        header_ms: millis(config.connections.header_timeout),
+        idle_ms: millis(config.connections.idle_timeout),
+    };
+    let tick_ms = (limits.header_ms.min(limits.idle_ms) / 4).clamp(TICK_MS_MIN, TICK_MS_MAX);
+    let connections_max = config.connections.max.unwrap_or_else(connections_by_nofile).div_ceil(workers).max(1);
+    let mut control = Control::default();
+    let (mut threads, mut accepting) = (Vec::new(), Vec::new());
+    for (number, core) in cores.iter().enumerate() {
+        let (ready, accepts) = oneshot::channel();
+        let counts = Arc::clone(&core.http);
+        let resolver = (Arc::clone(&memory), lookups.clone(), defaults.clone());
+        let (shared, calls) = (Arc::clone(&shared), calls.clone());
+        threads.push(worker::spawn(worker::Setup {
+            number,
+            listeners: std::mem::take(&mut shares[number]),
+            orders: control.add_worker(),
+            front: Box::new(move || {
+                let resolver = Resolver::new(resolver.0, resolver.1, resolver.2);
+                Front::new(shared, resolver, calls, counts)
+            }),
+            counts: Arc::clone(&core.accept),
+            limits,
+            connections_max,
+            ready,
+        })?);
+        accepting.push(accepts);
+    }
+    for accepts in accepting {
+        accepts.await.context("a worker ended before it accepted")?;
+    }
+    instance.enter(Phase::Serving);
+    let tick = Duration::from_millis(tick_ms);
+    Ok(Running { instance, addresses, base_url, control, workers: threads, tick, started })
+}
+
+impl Running {
+    /// Serves until `stop` comes; then drains for at most `grace`. Every worker has ended when it returns; true if each
+    /// of its connections had ended before.
+    pub async fn serve(self, stop: impl Future<Output = ()>, drain: Duration, grace: Duration) -> bool {
+        let mut stop = std::pin::pin!(stop);
+        let mut ticks = tokio::time::interval(self.tick);
+        let mut watchdog = Watchdog::new(self.started);
+        loop {
+            tokio::select! {
+                () = &mut stop => break,
+                _ = ticks.tick() => {
+                    let ms = self.tell_time();
+                    watchdog.feed(ms, self.instance.cores());
+                }
+            }
+        }
+        self.instance.enter(Phase::Draining);
+        notify(&[sd_notify::NotifyState::Stopping]);
+        tracing::info!(connections = self.open(), "draining");
+        let begun = time::monotonic();
+        let mut ticks = tokio::time::interval(Duration::from_millis(DRAIN_TICK_MS));
+        let mut told = false;
+        while !self.control.is_over() {
+            ticks.tick().await;
+            let waited = time::monotonic().saturating_duration_since(begun);
+            if waited >= grace {
+                break;
+            }
+            if waited >= drain && !told {
+                self.control.tell(Order::Drain);
+                told = true;
+            }
+            self.tell_time();
+        }
+        let clean = self.control.is_over();
+        if !clean {
+            tracing::warn!(connections = self.open(), "the grace is over: closing what is left");
+            self.control.tell(Order::Stop);
+        }
+        for worker in self.workers {
+            // A worker that panicked has ended the process already.
+            let _ = tokio::task::spawn_blocking(move || worker.join()).await;
+        }
+        clean
+    }
+
+    fn open(&self) -> u64 {
+        self.instance.cores().map(|core| core.accept.open.get()).sum()
+    }
+
+    fn tell_time(&self) -> u64 {
+        let ms = millis(time::monotonic().saturating_duration_since(self.started));
+        self.control.tell(Order::Tick { ms });
+        ms
+    }
+}
+
+/// Tells systemd that the server lives while every worker follows its ticks.
+struct Watchdog {
+    interval_ms: Option<u64>,
+    fed_ms: u64,
+}
+
+impl Watchdog {
+    fn new(_started: Instant) -> Self {
+        Self { interval_ms: sd_notify::watchdog_enabled().map(millis), fed_ms: 0 }
+    }
+
+    fn feed<'a>(&mut self, now_ms: u64, mut cores: impl Iterator<Item = &'a Core>) {
+        let Some(interval_ms) = self.interval_ms else { return };
+        // Twice in each interval, as sd_watchdog_enabled(3) recommends.
+        if now_ms < self.fed_ms + interval_ms / 2 {
+            return;
+        }
+        if cores.all(|core| core.accept.heartbeat_ms.get() + interval_ms / 2 >= now_ms) {
+            self.fed_ms = now_ms;
+            notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+    }
+}
+
+/// Without systemd there is nobody to tell.
+pub fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd could not be told");
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Sockets for each worker: those that were passed, or new ones.
+fn listeners(config: &Config, workers: usize) -> anyhow::Result<Vec<Vec<Listener>>> {
+    let surface = if config.api.listen.is_some() { Surface::Public } else { Surface::Everything };
+    let mut wanted: Vec<Listen> = config
+        .listen
+        .iter()
+        .map(|listen| Listen { address: listen.address, proxy_protocol: listen.proxy_protocol, surface })
+        .collect();
+    wanted.extend(config.api.listen.map(|address| Listen { address, proxy_protocol: false, surface: Surface::Api }));
+    let passed = listener::take_passed(&wanted).context("a passed socket cannot be used")?;
+    if !passed.is_empty() {
+        return Ok(listener::share_out(passed, workers)?);
+    }
+    let mut shares: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
+    for listen in wanted {
+        let bound = listener::bind(listen, workers).with_context(|| {
+            format!(
+                "cannot listen on {}: is another server there? choose another address with --listen",
+                listen.address
+            )
+        })?;
+        for (share, listener) in shares.iter_mut().zip(bound) {
+            share.push(listener);
+        }
+    }
+    Ok(shares)
+}
+
+/// `base_url`, or the first listener that serves links.
+fn base_url(config: &Config, shares: &[Vec<Listener>]) -> String {
+    if let Some(url) = &config.base_url {
+        return url.as_str().trim_end_matches('/').to_owned();
+    }
+    let first = shares.iter().flatten().find(|listener| listener.listen.surface != Surface::Api);
+    match first.map(|listener| listener.listen.address) {
+        Some(address) if address.ip().is_unspecified() => format!("http://127.0.0.1:{}", address.port()),
+        Some(address) => format!("http://{address}"),
+        None => String::new(),
+    }
+}
+
+fn policy(config: &Config, base_url: &str) -> anyhow::Result<Policy> {
+    let targets = &config.targets;
+    let blocklist = targets.blocklist.clone().map(|path| Blocklist::open(path, time::now())).transpose()?;
+    let mut own: Vec<String> = targets.own_hosts.clone();
+    own.extend(config.domains.iter().map(|domain| domain.host.clone()));
+    if let Ok(url) = url::Url::parse(base_url)
+        && let Some(host) = url.host()
+    {
+        // Another port of a machine is another service; a name of ours is ours.
+        own.push(match (host, url.port_or_known_default()) {
+            (url::Host::Domain(name), _) if name != "localhost" => name.to_owned(),
+            (host, Some(port)) => format!("{host}:{port}"),
+            (host, None) => host.to_string(),
+        });
+    }
+    Ok(Policy::new(&targets.schemes, targets.max_bytes, blocklist, &own, targets.lookalikes)?)
+}
+
+fn site(config: &Config, numbers: &[DomainId], base_url: &str) -> anyhow::Result<Site> {
+    let value = |target: &Option<Target>| target.clone().map(header_value);
+    let redirect = &config.redirect;
+    let default_domain = DomainSite {
+        id: DomainId::default(),
+        root_url: value(&redirect.root_url),
+        not_found_url: value(&redirect.not_found_url),
+        gone_url: value(&redirect.gone_url),
+    };
+    let mut domains: HashMap<String, DomainSite, _> = HashMap::default();
+    if !config.domains.is_empty()
+        && let Ok(url) = url::Url::parse(base_url)
+        && let Some(host) = url.host_str()
+    {
+        domains.insert(host.to_owned(), default_domain.clone());
+    }
+    for (domain, id) in config.domains.iter().zip(numbers) {
+        let site = DomainSite {
+            id: *id,
+            root_url: value(&domain.root_url),
+            not_found_url: value(&domain.not_found_url),
+            gone_url: value(&domain.gone_url),
+        };
+        domains.insert(domain.host.clone(), site);
+    }
+    let pages = match &config.pages.dir {
+        Some(dir) => read_pages(dir).with_context(|| format!("pages.dir: cannot read {}", dir.display()))?,
+        None => Pages::default(),
+    };
+    Ok(Site { case: config.codes.case, default_domain, domains, pages })
+}
+
+/// Reads the site's files once: no request ever waits for a disk.
+fn read_pages(dir: &Path) -> anyhow::Result<Pages> {
+    let mut pages = Pages::default();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let name = path.strip_prefix(dir)?.to_string_lossy().into_owned();
+            if path.is_dir() {
+                if name == ".well-known" || name.starts_with(".well-known/") {
+                    folders.push(path);
+                }
+                continue;
+            }
+            let length = std::fs::metadata(&path)?.len();
+            anyhow::ensure!(
+                length <= PAGE_BYTES_MAX,
+                "{} has {length} bytes, at most {PAGE_BYTES_MAX} fit",
+                path.display()
+            );
+            let page = Page { content_type: content_type(&name), bytes: Bytes::from(std::fs::read(&path)?) };
+            match name.as_str() {
+                "index.html" => pages.home = Some(page),
+                "404.html" => pages.missing = Some(page),
+                "410.html" => pages.gone = Some(page),
+                "robots.txt" | "favicon.ico" => drop(pages.files.insert(name, page)),
+                _ if name.starts_with(".well-known/") => drop(pages.files.insert(name, page)),
+                _ => tracing::warn!(file = name, "pages.dir has a file that is not served"),
+            }
+        }
+    }
+    Ok(pages)
+}
+
+fn content_type(name: &str) -> HeaderValue {
+    HeaderValue::from_static(match name.rsplit_once('.').map(|(_, ending)| ending) {
+        Some("html") => "text/html; charset=utf-8",
+        Some("txt") => "text/plain; charset=utf-8",
+        Some("json") => "application/json",
+        Some("ico") => "image/x-icon",
+        _ => "application/octet-stream",
+    })
+}
+
+/// What the limit of open files leaves for connections.
+fn connections_by_nofile() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
+    usize::try_from(limit.saturating_sub(DESCRIPTORS_KEPT).max(16)).unwrap_or(usize::MAX)
+}
+
+/// Raises the limit of open files as far as the process may.
+pub fn raise_nofile() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).is_err() {
+        tracing::warn!("the limit of open files stays as it is");
+    }
+}

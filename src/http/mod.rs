@@ -1,0 +1,356 @@
+//! The redirect, on one page: route, resolve, record, respond.
+//!
+//! In: the head of a request on a worker. Out: its answer, at once if memory has it; else through the `lookup`
+//! crossing; what is no redirect through the `api` crossing.
+//! Never: waits in front for anything else; keeps a request alive over a wait that a hit could meet (its buffer would
+//! have to be allocated anew); allocates or locks on a hit; says 404 for what it could not find out.
+//! At its limit: a full crossing is 503 with `Retry-After`.
+
+pub mod body;
+pub mod respond;
+pub mod route;
+pub mod site;
+pub mod visitor;
+
+use std::cell::Cell;
+use std::future::{Future, ready};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::api::Call;
+use crate::domain::key::{Code, Key};
+use crate::domain::time::Stamp;
+use crate::domain::visit::{Kind, Visit};
+use crate::guard::address::{Decided, Trusted};
+use crate::metrics::{Counter, LocalHistogram, SharedHistogram};
+use crate::resolve::flight::Looked;
+use crate::resolve::hot::Ready;
+use crate::resolve::{Resolution, Resolver, Step, Tier};
+use crate::visits::{self, Recorder};
+use body::{Body, Never};
+use route::{Route, Surface, forgiven, route};
+use site::{DomainSite, Site};
+use visitor::Peer;
+
+/// Statuses that are counted apart; the rest is `other`.
+pub const STATUSES: [u16; 12] = [301, 302, 303, 307, 308, 400, 404, 405, 410, 414, 503, 0];
+
+/// What one core counts of its redirects.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Answers by status (as in [`STATUSES`]) and tier (as in [`Tier::ALL`]).
+    pub redirects: [[Counter; Tier::ALL.len()]; STATUSES.len()],
+    /// What the server itself took for them, by tier.
+    pub latency: [SharedHistogram; Tier::ALL.len()],
+    pub visits: visits::Counts,
+    /// Requests that went over the `api` crossing, and those that found it full.
+    pub crossed: Counter,
+    pub refused: Counter,
+}
+
+impl Counts {
+    /// Redirects to a target, and everything else that was answered in front.
+    #[must_use]
+    pub fn answers(&self, tier: Tier) -> u64 {
+        self.redirects.iter().map(|row| row[tier as usize].get()).sum()
+    }
+}
+
+/// What every core of the front shares, without writing to it.
+#[derive(Debug)]
+pub struct Shared {
+    pub site: Site,
+    pub trusted: Trusted,
+    /// A private peer that is not trusted sent a forwarding header, and that was logged.
+    pub warned: AtomicBool,
+    pub access_log: bool,
+}
+
+/// A core's front: everything that its connections need.
+#[derive(Debug)]
+pub struct Front {
+    shared: Arc<Shared>,
+    resolver: Resolver,
+    api: mpsc::Sender<Call>,
+    counts: Arc<Counts>,
+    latency: [LocalHistogram; Tier::ALL.len()],
+    draining: Cell<bool>,
+}
+
+/// Who sent a request, and over which listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Via {
+    pub peer: Peer,
+    pub surface: Surface,
+}
+
+impl Front {
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, resolver: Resolver, api: mpsc::Sender<Call>, counts: Arc<Counts>) -> Self {
+        Self { shared, resolver, api, counts, latency: Default::default(), draining: Cell::new(false) }
+    }
+
+    /// The answer to a request.
+    pub fn answer(self: &Rc<Self>, request: Request<Incoming>, via: Via) -> Answer {
+        let begun = Stamp::now();
+        let shared = &*self.shared;
+        let asked = route(request.method(), request.uri(), request.headers(), &shared.site, via.surface);
+        let (status, text) = match asked {
+            Route::Code { key: Some(key), .. } => return self.redirect(key, request, via, begun),
+            Route::Code { key: None, .. } => {
+                let parts = request.into_parts().0;
+                return Answer::later(Rc::clone(self).missed(
+                    Step::Done(Resolution::Missing, Tier::Hot),
+                    parts,
+                    via,
+                    begun,
+                ));
+            }
+            Route::Back => return self.cross(request, via),
+            Route::Home { domain } => {
+                return self.done(begun, Tier::Hot, home(&shared.site, domain, request.headers()));
+            }
+            Route::File { path } => {
+                let response = match shared.site.pages.files.get(path) {
+                    Some(page) => respond::page(StatusCode::OK, page),
+                    None if path == "robots.txt" => respond::sentence(StatusCode::OK, ROBOTS, false),
+                    None => respond::sentence(StatusCode::NOT_FOUND, "There is no such file here.", false),
+                };
+                return self.done(begun, Tier::Hot, response);
+            }
+            Route::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "A short link answers GET and HEAD."),
+            Route::BodyNotAllowed => (StatusCode::BAD_REQUEST, "A short link takes no request body."),
+            Route::TargetTooLong => (StatusCode::URI_TOO_LONG, "This address is longer than 8 KiB."),
+            Route::UnknownHost => (StatusCode::NOT_FOUND, "This server does not answer for this host name."),
+        };
+        let mut response = respond::sentence(status, text, respond::wants_html(request.headers()));
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        // What follows such a head may be its body: the connection cannot be read on.
+        let refused = status != StatusCode::NOT_FOUND;
+        self.done(begun, Tier::Hot, if refused { respond::closing(response) } else { response })
+    }
+
+    /// Resolve, record, respond. What memory answers is answered here, and the request is dropped here.
+    fn redirect(self: &Rc<Self>, key: Key, request: Request<Incoming>, via: Via, begun: Stamp) -> Answer {
+        let visit = visitor::kind(request.method(), request.headers());
+        let step = self.resolver.resolve(&key, visit != Kind::Head, begun.millis());
+        let (parts, _) = request.into_parts();
+        match step {
+            Step::Done(Resolution::Found(ready), tier) => {
+                self.record(&ready, visit, &parts.headers, via, begun);
+                self.done(begun, tier, respond::redirect(parts.headers, ready, parts.uri.query()))
+            }
+            step => Answer::later(Rc::clone(self).missed(step, parts, via, begun)),
+        }
+    }
+
+    /// What is not in memory: the store's word, then that of other spellings, then a page.
+    async fn missed(self: Rc<Self>, step: Step, parts: Parts, via: Via, begun: Stamp) -> Response<Body> {
+        let visit = visitor::kind(&parts.method, &parts.headers);
+        let (mut resolution, mut tier) = self.wait(step).await;
+        let Route::Code { spelled, domain, .. } =
+            route(&parts.method, &parts.uri, &parts.headers, &self.shared.site, via.surface)
+        else {
+            unreachable!("it was a code before")
+        };
+        for spelled in forgiven(spelled) {
+            if !matches!(resolution, Resolution::Missing) {
+                break;
+            }
+            if let Ok(code) = Code::from_path(spelled.as_bytes(), self.shared.site.case) {
+                let key = Key { domain: domain.id, code };
+                let step = self.resolver.resolve(&key, visit != Kind::Head, Stamp::now().millis());
+                (resolution, tier) = self.wait(step).await;
+            }
+        }
+        let response = match resolution {
+            Resolution::Found(ready) => {
+                self.record(&ready, visit, &parts.headers, via, begun);
+                respond::redirect(parts.headers, ready, parts.uri.query())
+            }
+            Resolution::Unavailable => unavailable(&parts.headers),
+            Resolution::Missing => {
+                self.recorder().orphan();
+                missing(&self.shared.site, domain, &parts.headers)
+            }
+            Resolution::Gone(instead) => {
+                self.recorder().orphan();
+                gone(&self.shared.site, domain, instead.map(crate::resolve::header_value), &parts.headers)
+            }
+        };
+        self.finish(begun, tier, response)
+    }
+
+    async fn wait(&self, step: Step) -> (Resolution, Tier) {
+        match step {
+            Step::Done(resolution, tier) => (resolution, tier),
+            Step::Asked(looked) => {
+                let looked = looked.await.unwrap_or(Looked::Unavailable);
+                (self.resolver.judge(looked, Stamp::now().millis()), Tier::Store)
+            }
+        }
+    }
+
+    fn record(&self, ready: &Ready, kind: Kind, headers: &HeaderMap, via: Via, at: Stamp) {
+        let client = via.peer.client(headers, &self.shared.trusted);
+        self.recorder().record(&Visit { link: ready.link, at: at.millis(), kind, client });
+    }
+
+    fn recorder(&self) -> Recorder<'_> {
+        Recorder(&self.counts.visits)
+    }
+
+    /// Sends what is no redirect to back.
+    fn cross(&self, request: Request<Incoming>, via: Via) -> Answer {
+        let (reply, response) = oneshot::channel();
+        let counts = &self.counts;
+        let client = via.peer.client(request.headers(), &self.shared.trusted);
+        match self.api.try_send(Call { request, peer: via.peer, client, reply }) {
+            Ok(()) => {
+                counts.crossed.add(1);
+                let draining = self.draining.get();
+                Answer::later(async move {
+                    let response = match response.await {
+                        Ok(response) => response.map(|body| Body::Back { body, done: None }),
+                        Err(_) => unavailable(&HeaderMap::new()),
+                    };
+                    if draining { respond::closing(response) } else { response }
+                })
+            }
+            Err(_) => {
+                counts.refused.add(1);
+                // The body, if there is one, was not read.
+                Answer::now(respond::closing(unavailable(&HeaderMap::new())))
+            }
+        }
+    }
+
+    fn done(&self, begun: Stamp, tier: Tier, response: Response<Body>) -> Answer {
+        Answer::now(self.finish(begun, tier, response))
+    }
+
+    /// Counts an answer, and ends its connection when the server is about to.
+    fn finish(&self, begun: Stamp, tier: Tier, response: Response<Body>) -> Response<Body> {
+        let status = response.status().as_u16();
+        let row = STATUSES.iter().position(|known| *known == status).unwrap_or(STATUSES.len() - 1);
+        self.counts.redirects[row][tier as usize].add(1);
+        self.latency[tier as usize].record(Stamp::now().nanos_since(begun));
+        if self.draining.get() { respond::closing(response) } else { response }
+    }
+
+    /// From now on every answer ends its connection.
+    pub fn drain(&self) {
+        self.draining.set(true);
+    }
+
+    pub fn hand_over(&self) {
+        for (local, shared) in self.latency.iter().zip(&self.counts.latency) {
+            local.hand_over(shared);
+        }
+    }
+
+    /// Whether a peer of this address may say who is behind it.
+    #[must_use]
+    pub fn peer(&self, address: std::net::IpAddr) -> Peer {
+        Peer::new(address, &self.shared.trusted)
+    }
+
+    /// Warns, once, of a balancer that was not declared; asked with the first request of a connection.
+    pub fn look_at_forwarding(&self, peer: Peer, headers: &HeaderMap) {
+        if peer.trusted || self.shared.warned.load(Ordering::Relaxed) {
+            return;
+        }
+        if peer.decide(headers, &self.shared.trusted).decided == Decided::UntrustedPrivatePeer
+            && !self.shared.warned.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                "visits are recorded with the balancer's address {}: add it to proxies.trusted",
+                peer.address
+            );
+        }
+    }
+
+    #[must_use]
+    pub fn logs_access(&self) -> bool {
+        self.shared.access_log
+    }
+}
+
+const ROBOTS: &str = "User-agent: *\nDisallow:";
+
+fn home(site: &Site, domain: &DomainSite, headers: &HeaderMap) -> Response<Body> {
+    match (&domain.root_url, &site.pages.home) {
+        (Some(url), _) => respond::fallback(url.clone()),
+        (None, Some(page)) => respond::page(StatusCode::OK, page),
+        (None, None) => respond::sentence(
+            StatusCode::OK,
+            "This is a waypost: it redirects short links. A short link has a code after the slash.",
+            respond::wants_html(headers),
+        ),
+    }
+}
+
+fn missing(site: &Site, domain: &DomainSite, headers: &HeaderMap) -> Response<Body> {
+    match (&domain.not_found_url, &site.pages.missing) {
+        (Some(url), _) => respond::fallback(url.clone()),
+        (None, Some(page)) => respond::page(StatusCode::NOT_FOUND, page),
+        (None, None) => {
+            respond::sentence(StatusCode::NOT_FOUND, "There is no such short link.", respond::wants_html(headers))
+        }
+    }
+}
+
+fn gone(site: &Site, domain: &DomainSite, instead: Option<HeaderValue>, headers: &HeaderMap) -> Response<Body> {
+    match (instead.as_ref().or(domain.gone_url.as_ref()), &site.pages.gone) {
+        (Some(url), _) => respond::fallback(url.clone()),
+        (None, Some(page)) => respond::page(StatusCode::GONE, page),
+        (None, None) => respond::sentence(StatusCode::GONE, "This short link has ended.", respond::wants_html(headers)),
+    }
+}
+
+fn unavailable(headers: &HeaderMap) -> Response<Body> {
+    let mut response = respond::sentence(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "This cannot be answered just now. Please try again in a moment.",
+        respond::wants_html(headers),
+    );
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+/// An answer that is there, or that something in back is asked for. The first kind is no allocation.
+pub enum Answer {
+    Now(std::future::Ready<Result<Response<Body>, Never>>),
+    Later(Pin<Box<dyn Future<Output = Response<Body>>>>),
+}
+
+impl Answer {
+    fn now(response: Response<Body>) -> Self {
+        Self::Now(ready(Ok(response)))
+    }
+
+    fn later(response: impl Future<Output = Response<Body>> + 'static) -> Self {
+        Self::Later(Box::pin(response))
+    }
+}
+
+impl Future for Answer {
+    type Output = Result<Response<Body>, Never>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Now(answer) => Pin::new(answer).poll(cx),
+            Self::Later(answer) => answer.as_mut().poll(cx).map(Ok),
+        }
+    }
+}

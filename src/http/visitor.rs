@@ -1,0 +1,68 @@
+//! Visitor: who is calling and for what. Pure.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, Method};
+
+use crate::domain::visit::Kind;
+use crate::guard::address::{self, Client, Trusted};
+
+/// The other end of a connection, and whether its word is taken for who is behind it.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    pub address: IpAddr,
+    pub trusted: bool,
+}
+
+impl Peer {
+    #[must_use]
+    pub fn new(address: IpAddr, trusted: &Trusted) -> Self {
+        let address = address.to_canonical();
+        Self { address, trusted: trusted.contains(address) }
+    }
+
+    /// The client's address. Headers are looked at only if a trusted peer sends them.
+    #[must_use]
+    pub fn client(&self, headers: &HeaderMap, trusted: &Trusted) -> IpAddr {
+        if self.trusted { self.decide(headers, trusted).address } else { self.address }
+    }
+
+    /// The same, with how it was decided.
+    #[must_use]
+    pub fn decide(&self, headers: &HeaderMap, trusted: &Trusted) -> Client {
+        address::client(self.address, headers, trusted)
+    }
+}
+
+/// What kind of visit a request makes, as far as its head says.
+#[must_use]
+pub fn kind(method: &Method, headers: &HeaderMap) -> Kind {
+    if *method == Method::HEAD {
+        Kind::Head
+    } else if headers.get("sec-purpose").is_some_and(|purpose| purpose.as_bytes().starts_with(b"prefetch")) {
+        Kind::Prefetch
+    } else {
+        Kind::Click
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds() {
+        for (method, purpose, want) in [
+            (Method::GET, None, Kind::Click),
+            (Method::HEAD, None, Kind::Head),
+            (Method::HEAD, Some("prefetch"), Kind::Head),
+            (Method::GET, Some("prefetch"), Kind::Prefetch),
+            (Method::GET, Some("prefetch;prerender"), Kind::Prefetch),
+            (Method::GET, Some("other"), Kind::Click),
+        ] {
+            let headers: HeaderMap =
+                purpose.into_iter().map(|value| ("sec-purpose".parse().unwrap(), value.parse().unwrap())).collect();
+            assert_eq!(kind(&method, &headers), want, "{method} {purpose:?}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! waypost: a URL shortener and redirect server.
+//!
+//! Two worlds. **Front**: one worker thread per core, each with a single-threaded runtime, its own listener and its own
+//! hot cache. **Back**: one multi-threaded runtime for look-ups, the API and housekeeping. Nothing in front waits for
+//! anything in back, except a look-up that no memory can answer, and a request that is no redirect.
+//!
+//! ```text
+//!  front, per core                                            back
+//!  accept ─▶ http ─▶ resolve ─────── lookup ───────────────▶ resolve::flight ─▶ store (sqlite)
+//!             │      hot ▸ shards ▸ negative                                      │
+//!             │           ◀── forget ─────────────────────── resolve::follow ◀── feed of changes
+//!             ├─▶ respond
+//!             ├─▶ visits (counts, this core's)
+//!             └─▶ anything else ──── api ──────────────────▶ api ─▶ links ─▶ store
+//!                                                             └─ metrics ◀─ every core's counters
+//!  worker ◀────────────────────────── control ─────────────── app (tick, drain, stop)
+//! ```
+//!
+//! The crossings, all bounded, all counted, and no others:
+//!
+//! | crossing | from, to | bound | when it is full |
+//! |---|---|---|---|
+//! | `lookup` | front → back → front: a key that memory cannot answer | [`resolve::LOOKUPS_MAX`] | 503 |
+//! | `api` | front → back → front: a request that is no redirect | [`api::CALLS_MAX`] | 503 |
+//! | `control` | back → front: tick, drain, stop | [`control::ORDERS_MAX`] | the worker hangs, and its heartbeat shows it |
+//! | `metrics` | per-core cells that back reads | – | – |
+//!
+//! And one memory that both worlds share, behind locks that are held for a copy: [`resolve::Memory`].
+//!
+//! Invariants, each an absence: `domain` knows no tokio, no SQL, no JSON. `http::{route, visitor, respond}` do no IO. On a
+//! hit there is no allocation, no lock of ours and no write to a line that another core reads. Nothing in front has
+//! a timer. Only `domain::time` reads the clock. No queue is unbounded. No secret stands in a log line. No request makes an
+//! outbound connection.
+//!
+//! Imports point one way: `domain, metrics, control ◀ codes ◀ config, guard ◀ store ◀ resolve, links, visits, table ◀ http ◀
+//! accept ◀ api, app ◀ cli ◀ main`. (`http` names `api::Call`, the letter that crosses, and nothing else of it.)
+//!
+//! The modules in the order in which a request travels:
+
+pub mod accept;
+pub mod http;
+pub mod resolve;
+pub mod visits;
+
+pub mod api;
+pub mod codes;
+pub mod guard;
+pub mod links;
+pub mod store;
+pub mod table;
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod domain;
+pub mod log;
+pub mod metrics;

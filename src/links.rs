@@ -1,0 +1,434 @@
+//! Links: from what a person asks for to a row in the store.
+//!
+//! In: a [`Draft`], all of it text as it was given. Out: a link that is on the disk, or every field that is wrong, at once.
+//! Never: gives a code or an id twice; makes a code that is reserved or offensive; asks who may.
+//! At its limit: a generated code that meets an existing one is drawn again, [`DRAWS_MAX`] times, and counted.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http::HeaderValue;
+use tokio::sync::Mutex;
+
+use crate::codes::permuted::{Drawn, Permutation};
+use crate::codes::words::Words;
+use crate::codes::{Strategy, random};
+use crate::config::{self, units};
+use crate::domain::key::{Code, DomainId, Key};
+use crate::domain::link::{Fields, LinkId, STATUSES};
+use crate::domain::target::Target;
+use crate::domain::time::UnixMillis;
+use crate::guard::targets::{Policy, Refresh};
+use crate::store::row::{Inserted, NewLink, OnConflict, Patch};
+use crate::store::{self, Store};
+
+/// Numbers that are leased at a time.
+const LEASE: u64 = 1000;
+/// How often a code is drawn again.
+const DRAWS_MAX: u32 = 20;
+const TITLE_CHARS_MAX: usize = 512;
+const NOTE_CHARS_MAX: usize = 4096;
+const TAGS_MAX: usize = 32;
+const TAG_CHARS_MAX: usize = 64;
+
+/// A link as it is asked for. An empty text is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Draft {
+    pub url: Option<String>,
+    pub code: Option<String>,
+    /// A host; none is the default domain.
+    pub domain: Option<String>,
+    pub title: Option<String>,
+    pub tags: Option<Vec<String>>,
+    pub status: Option<u64>,
+    pub cache_control: Option<String>,
+    pub starts_at: Option<String>,
+    pub expires_at: Option<String>,
+    pub expired_url: Option<String>,
+    pub max_visits: Option<u64>,
+    pub forward_query: Option<bool>,
+    pub note: Option<String>,
+    pub created_at: Option<String>,
+    pub clicks: Option<u64>,
+}
+
+/// A field that is not right. `field` is the name in [`Draft`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {detail}")]
+pub struct BadField {
+    pub field: &'static str,
+    /// For programs: `missing`, `reserved`, `not_a_url`, …
+    pub code: &'static str,
+    /// For people: what is wrong, and the way out.
+    pub detail: String,
+}
+
+/// A draft that is right.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    pub domain: DomainId,
+    /// None: to be generated.
+    pub code: Option<Code>,
+    pub fields: Fields,
+    pub created_at: Option<UnixMillis>,
+    pub clicks: u64,
+    /// The target's host looks like another one.
+    pub lookalike: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum NotMade {
+    #[error("the code is taken: choose another one")]
+    Taken,
+    #[error("{DRAWS_MAX} codes were drawn and all are taken: set codes.length to a larger number")]
+    Full,
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+/// Makes links.
+pub struct Links {
+    store: Store,
+    policy: Arc<Policy>,
+    codes: config::Codes,
+    permutation: Permutation,
+    words: Words,
+    /// By host.
+    domains: HashMap<String, DomainId>,
+    /// Leased, and not given yet.
+    ids: Mutex<Range<u64>>,
+    numbers: Mutex<Range<u64>>,
+    redrawn: AtomicU64,
+}
+
+impl Links {
+    /// Settles what is fixed when a store is made, and refuses a configuration that says otherwise.
+    pub async fn open(store: Store, policy: Arc<Policy>, codes: config::Codes) -> Result<Self, store::Error> {
+        let case = if codes.case == crate::domain::key::Case::Insensitive { "insensitive" } else { "sensitive" };
+        for (name, key, want) in
+            [("codes.alphabet", "codes.alphabet", codes.alphabet.name()), ("codes.case", "codes.case", case)]
+        {
+            let have = store.settle(name, want.into()).await?;
+            if have != want.as_bytes() {
+                return Err(store::Error::Schema(format!(
+                    "{key} is \"{}\" in this store and \"{want}\" in the configuration: it is fixed when a store is made",
+                    String::from_utf8_lossy(&have)
+                )));
+            }
+        }
+        let secret = store.settle("codes.permutation_key", rand::random::<[u8; 32]>().to_vec()).await?;
+        let secret: [u8; 32] = secret
+            .try_into()
+            .map_err(|_| store::Error::Broken("the setting codes.permutation_key is not 32 bytes".into()))?;
+        let domains = store.domains().await?.into_iter().map(|(id, host)| (host, id)).collect();
+        Ok(Self {
+            permutation: Permutation::new(codes.alphabet, &secret, 0),
+            store,
+            policy,
+            codes,
+            words: Words::built_in(),
+            domains,
+            ids: Mutex::new(0..0),
+            numbers: Mutex::new(0..0),
+            redrawn: AtomicU64::new(0),
+        })
+    }
+
+    /// Codes that were drawn again because the first one was taken.
+    #[must_use]
+    pub fn redrawn(&self) -> u64 {
+        self.redrawn.load(Ordering::Relaxed)
+    }
+
+    /// Reads the block list anew if its file has changed.
+    pub fn refresh_policy(&self, now: UnixMillis) {
+        match self.policy.refresh(now) {
+            Refresh::Unchanged => {}
+            Refresh::Reloaded { hosts } => tracing::info!(hosts, "the block list was read anew"),
+            Refresh::Kept(error) => tracing::warn!(%error, "the block list cannot be read: the old one stays"),
+        }
+    }
+
+    /// The host of a domain's number; empty for the default domain.
+    #[must_use]
+    pub fn host(&self, domain: DomainId) -> &str {
+        self.domains.iter().find(|(_, id)| **id == domain).map_or("", |(host, _)| host)
+    }
+
+    /// A key as a person writes it.
+    pub fn key(&self, code: &str, domain: Option<&str>) -> Result<Key, BadField> {
+        Ok(Key { domain: self.domain(domain)?, code: self.code(code)? })
+    }
+
+    fn domain(&self, host: Option<&str>) -> Result<DomainId, BadField> {
+        let host = host.unwrap_or("").trim().to_ascii_lowercase();
+        self.domains.get(&host).copied().ok_or_else(|| {
+            bad(
+                "domain",
+                "unknown_domain",
+                format!("{host:?} is no domain of this server: add it to [[domains]] first"),
+            )
+        })
+    }
+
+    fn code(&self, text: &str) -> Result<Code, BadField> {
+        let code = Code::parse(text.trim().as_bytes(), self.codes.case)
+            .map_err(|error| bad("code", "not_a_code", format!("{error}, and {text:?} is not")))?;
+        if code.is_reserved() {
+            return Err(bad(
+                "code",
+                "reserved",
+                format!("{code} is an address of the server itself: choose another one"),
+            ));
+        }
+        Ok(code)
+    }
+
+    /// Checks a draft; all that is wrong with it comes at once.
+    pub fn check(&self, draft: Draft, now: UnixMillis) -> Result<Checked, Vec<BadField>> {
+        let mut wrong = Vec::new();
+        let domain = keep(&mut wrong, self.domain(draft.domain.as_deref())).unwrap_or_default();
+        let code = text(draft.code.clone()).and_then(|code| keep(&mut wrong, self.code(&code)));
+        let created_at =
+            text(draft.created_at.clone()).and_then(|at| keep(&mut wrong, moment("created_at", &at, None)));
+        let clicks = draft.clicks.unwrap_or(0);
+        let target = match text(draft.url.clone()) {
+            Some(written) => keep(&mut wrong, self.target("url", &written)).map(|(target, odd)| (written, target, odd)),
+            None => {
+                wrong.push(bad("url", "missing", "a link needs a target".to_owned()));
+                None
+            }
+        };
+        let patch = self.patch(draft, now, &mut wrong);
+        match target {
+            Some((written, target, lookalike)) if wrong.is_empty() => {
+                let mut fields = Fields::new(written, target);
+                patch.apply(&mut fields);
+                Ok(Checked { domain, code, fields, created_at, clicks, lookalike })
+            }
+            _ => Err(wrong),
+        }
+    }
+
+    /// Checks the fields of an edit. What is given as an empty text is cleared.
+    pub fn check_patch(&self, draft: Draft, now: UnixMillis) -> Result<Patch, Vec<BadField>> {
+        let mut wrong = Vec::new();
+        let target = draft
+            .url
+            .clone()
+            .and_then(|written| keep(&mut wrong, self.target("url", &written)).map(|(target, _)| (written, target)));
+        let patch = Patch { target, ..self.patch(draft, now, &mut wrong) };
+        if wrong.is_empty() { Ok(patch) } else { Err(wrong) }
+    }
+
+    fn target(&self, field: &'static str, written: &str) -> Result<(Target, bool), BadField> {
+        let accepted = self.policy.check(written).map_err(|refused| bad(field, refused.code(), refused.to_string()))?;
+        Ok((accepted.target, accepted.lookalike))
+    }
+
+    /// Everything but target, code and domain.
+    fn patch(&self, draft: Draft, now: UnixMillis, wrong: &mut Vec<BadField>) -> Patch {
+        let mut patch = Patch::default();
+        if let Some(status) = draft.status {
+            let known = STATUSES.into_iter().find(|known| u64::from(*known) == status);
+            match known {
+                Some(status) => patch.status = Some(Some(status)),
+                None if status == 0 => patch.status = Some(None),
+                None => wrong.push(bad("status", "not_a_redirect", format!("{status} is none of {STATUSES:?}"))),
+            }
+        }
+        if let Some(value) = draft.cache_control {
+            let fits = value.len() <= 256 && value.is_ascii() && HeaderValue::from_str(&value).is_ok();
+            if !fits {
+                wrong.push(bad("cache_control", "not_a_header", "at most 256 visible ASCII characters".to_owned()));
+            }
+            patch.cache_control = Some(text(Some(value)));
+        }
+        patch.title = limited("title", draft.title, TITLE_CHARS_MAX, wrong);
+        patch.note = limited("note", draft.note, NOTE_CHARS_MAX, wrong);
+        if let Some(tags) = draft.tags {
+            let mut tags: Vec<String> =
+                tags.iter().map(|tag| tag.trim().to_owned()).filter(|tag| !tag.is_empty()).collect();
+            tags.sort();
+            tags.dedup();
+            let wrong_tag =
+                |tag: &String| tag.chars().count() > TAG_CHARS_MAX || tag.chars().any(|c| c.is_control() || c == ',');
+            if tags.len() > TAGS_MAX || tags.iter().any(wrong_tag) {
+                let detail = format!(
+                    "at most {TAGS_MAX} tags of {TAG_CHARS_MAX} characters, without comma or control character"
+                );
+                wrong.push(bad("tags", "bad_tags", detail));
+            }
+            patch.tags = Some(tags);
+        }
+        let mut time = |field, at: Option<String>| {
+            at.map(|at| text(Some(at)).and_then(|at| keep(wrong, moment(field, &at, Some(now)))))
+        };
+        patch.starts_at = time("starts_at", draft.starts_at);
+        patch.expires_at = time("expires_at", draft.expires_at);
+        if let (Some(Some(start)), Some(Some(end))) = (patch.starts_at, patch.expires_at)
+            && start >= end
+        {
+            wrong.push(bad("expires_at", "before_start", "a link expires after it starts".to_owned()));
+        }
+        patch.expired_url = draft.expired_url.map(|url| {
+            text(Some(url)).and_then(|url| keep(wrong, self.target("expired_url", &url)).map(|(target, _)| target))
+        });
+        patch.max_visits = draft.max_visits.map(|max| Some(max).filter(|max| *max > 0));
+        patch.forward_query = draft.forward_query.map(Some);
+        patch
+    }
+
+    /// Makes one link; durable when it returns.
+    pub async fn create(&self, checked: Checked, now: UnixMillis) -> Result<(Key, LinkId), NotMade> {
+        let custom = checked.code.is_some();
+        for draw in 0..DRAWS_MAX {
+            let new = self.new_link(checked.clone(), now).await?;
+            let made = (new.key, new.id);
+            let on_conflict = if custom { OnConflict::Take } else { OnConflict::Refuse };
+            match self.store.insert(vec![new], on_conflict, now).await?.first() {
+                Some(Inserted::Created | Inserted::Updated) => return Ok(made),
+                _ if custom => return Err(NotMade::Taken),
+                _ => self.count_redraw(draw),
+            }
+        }
+        Err(NotMade::Full)
+    }
+
+    fn count_redraw(&self, draw: u32) {
+        self.redrawn.fetch_add(1, Ordering::Relaxed);
+        if draw + 1 == DRAWS_MAX {
+            tracing::warn!("{DRAWS_MAX} codes were drawn and all are taken: set codes.length to a larger number");
+        }
+    }
+
+    /// Makes many links in one transaction; the outcomes stand in the order of `all`.
+    pub async fn import(
+        &self,
+        all: Vec<Checked>,
+        on_conflict: OnConflict,
+        now: UnixMillis,
+    ) -> Result<Vec<Inserted>, NotMade> {
+        let mut outcomes = vec![Inserted::Taken; all.len()];
+        let mut left: Vec<(usize, Checked)> = all.into_iter().enumerate().collect();
+        for draw in 0..DRAWS_MAX {
+            let mut rows = Vec::with_capacity(left.len());
+            for (_, checked) in &left {
+                rows.push(self.new_link(checked.clone(), now).await?);
+            }
+            let inserted = self.store.insert(rows, on_conflict, now).await?;
+            let mut again = Vec::new();
+            for ((index, checked), outcome) in left.into_iter().zip(inserted) {
+                if outcome == Inserted::Taken && checked.code.is_none() {
+                    again.push((index, checked));
+                } else {
+                    outcomes[index] = outcome;
+                }
+            }
+            if again.is_empty() {
+                return Ok(outcomes);
+            }
+            self.count_redraw(draw);
+            left = again;
+        }
+        Err(NotMade::Full)
+    }
+
+    async fn new_link(&self, checked: Checked, now: UnixMillis) -> Result<NewLink, NotMade> {
+        let code = match checked.code {
+            Some(code) => code,
+            None => self.generate().await?,
+        };
+        Ok(NewLink {
+            id: LinkId(self.next(&self.ids, "link_ids").await?),
+            key: Key { domain: checked.domain, code },
+            fields: checked.fields,
+            created_at: checked.created_at.unwrap_or(now),
+            imported_clicks: checked.clicks,
+        })
+    }
+
+    async fn generate(&self) -> Result<Code, NotMade> {
+        let text = match self.codes.strategy {
+            Strategy::Random => random::draw(self.codes.alphabet, self.codes.length, &mut rand::rng(), &self.words),
+            Strategy::Permuted => loop {
+                let mut numbers = self.numbers.lock().await;
+                match self.permutation.draw(&mut numbers, &self.words) {
+                    Drawn::Code(code) => break code,
+                    Drawn::LeaseUsedUp => {
+                        let known = numbers.end;
+                        let first = self.store.lease("codes", known, LEASE).await?;
+                        *numbers = first..first + LEASE;
+                    }
+                    Drawn::NumbersUsedUp => return Err(NotMade::Full),
+                }
+            },
+        };
+        Ok(Code::parse(text.as_bytes(), self.codes.case).expect("an alphabet has characters of codes alone"))
+    }
+
+    /// The next number of a leased range. Ids begin with 1.
+    async fn next(&self, lease: &Mutex<Range<u64>>, range: &'static str) -> Result<u64, store::Error> {
+        let mut lease = lease.lock().await;
+        if lease.is_empty() {
+            let known = lease.end.max(1);
+            let first = self.store.lease(range, known, LEASE).await?;
+            *lease = first..first + LEASE;
+        }
+        let number = lease.start;
+        lease.start += 1;
+        Ok(number)
+    }
+}
+
+fn bad(field: &'static str, code: &'static str, detail: String) -> BadField {
+    BadField { field, code, detail }
+}
+
+fn keep<T>(wrong: &mut Vec<BadField>, outcome: Result<T, BadField>) -> Option<T> {
+    outcome.map_err(|error| wrong.push(error)).ok()
+}
+
+/// None for an empty text.
+fn text(value: Option<String>) -> Option<String> {
+    value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+}
+
+fn limited(
+    field: &'static str,
+    value: Option<String>,
+    chars_max: usize,
+    wrong: &mut Vec<BadField>,
+) -> Option<Option<String>> {
+    let value = value?;
+    let odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if value.chars().count() > chars_max || value.chars().any(odd) {
+        wrong.push(bad(field, "bad_text", format!("at most {chars_max} characters, none of them a control character")));
+    }
+    Some(text(Some(value)))
+}
+
+/// A moment as a person writes it: RFC 3339 with an offset, a date (its first moment, UTC), or, where there is a
+/// `now` to count from, a duration such as `90d`.
+pub fn moment(field: &'static str, text: &str, now: Option<UnixMillis>) -> Result<UnixMillis, BadField> {
+    if let Ok(at) = text.parse::<jiff::Timestamp>() {
+        return Ok(UnixMillis(at.as_millisecond()));
+    }
+    if let Ok(date) = text.parse::<jiff::civil::Date>()
+        && let Ok(at) = date.to_zoned(jiff::tz::TimeZone::UTC)
+    {
+        return Ok(UnixMillis(at.timestamp().as_millisecond()));
+    }
+    if let (Some(now), Ok(duration)) = (now, units::duration(text)) {
+        return Ok(now.after(duration));
+    }
+    Err(bad(field, "not_a_time", format!("{text:?} is no time: write 2027-01-31T09:00:00+01:00, 2027-01-31 or 90d")))
+}
+
+/// RFC 3339 in UTC.
+#[must_use]
+pub fn rfc3339(at: UnixMillis) -> String {
+    jiff::Timestamp::from_millisecond(at.0).map(|at| at.to_string()).unwrap_or_else(|_| at.to_string())
+}

@@ -1,0 +1,131 @@
+//! Logs: one line an event on stderr, as JSON or as text.
+//!
+//! Never: a line break or a control character out of a value. What a client sends may end up in a field, and must not be
+//! able to begin a line of its own.
+
+use std::fmt;
+use std::io;
+
+use tracing::Level;
+use tracing::field::{Field, Visit};
+use tracing_subscriber::field::{MakeVisitor, VisitFmt, VisitOutput};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::Writer;
+
+use crate::config::{Log, LogFormat};
+
+/// Starts logging; the first call counts.
+pub fn start(log: &Log) {
+    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_target(false).with_max_level(level(log.level));
+    let started = match log.format {
+        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
+        LogFormat::Text => builder.with_ansi(false).fmt_fields(Escaped).try_init(),
+    };
+    // A second start in one process is a test's.
+    drop(started);
+}
+
+fn level(level: Level) -> LevelFilter {
+    LevelFilter::from_level(level)
+}
+
+/// Fields as `name=value`, the message without its name, control characters escaped.
+struct Escaped;
+
+impl<'w> MakeVisitor<Writer<'w>> for Escaped {
+    type Visitor = Line<'w>;
+
+    fn make_visitor(&self, target: Writer<'w>) -> Self::Visitor {
+        Line { out: target, begun: false, outcome: Ok(()) }
+    }
+}
+
+struct Line<'w> {
+    out: Writer<'w>,
+    begun: bool,
+    outcome: fmt::Result,
+}
+
+impl Line<'_> {
+    fn write(&mut self, field: &Field, text: &str) -> fmt::Result {
+        if std::mem::replace(&mut self.begun, true) {
+            self.out.write_char(' ')?;
+        }
+        if field.name() != "message" {
+            write!(self.out, "{}=", field.name())?;
+        }
+        for character in text.chars() {
+            if character.is_control() || matches!(character, '\u{2028}' | '\u{2029}') {
+                write!(self.out, "{}", character.escape_default())?;
+            } else {
+                self.out.write_char(character)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Visit for Line<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.outcome = self.outcome.and_then(|()| self.write(field, value));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.outcome = self.outcome.and_then(|()| self.write(field, &format!("{value:?}")));
+    }
+}
+
+impl VisitOutput<fmt::Result> for Line<'_> {
+    fn finish(self) -> fmt::Result {
+        self.outcome
+    }
+}
+
+impl VisitFmt for Line<'_> {
+    fn writer(&mut self) -> &mut dyn fmt::Write {
+        &mut self.out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_client_sends_begins_no_line() {
+        let evil = "a\r\n2026-01-01 INFO forged\u{1b}[31m\u{2028}b";
+        for json in [false, true] {
+            let sink = Sink::default();
+            let writer = sink.clone();
+            let builder = tracing_subscriber::fmt().with_writer(move || writer.clone());
+            let log = || {
+                tracing::warn!(host = evil, error = %evil, debugged = ?evil, "sent {evil}");
+            };
+            if json {
+                tracing::subscriber::with_default(builder.json().flatten_event(true).finish(), log);
+            } else {
+                tracing::subscriber::with_default(builder.with_ansi(false).fmt_fields(Escaped).finish(), log);
+            }
+            let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+            assert_eq!(text.matches('\n').count(), 1, "{text:?}");
+            assert!(text.ends_with('\n') && !text.contains('\u{1b}') && !text.contains('\r'), "{text:?}");
+            assert!(text.contains("forged"), "{text:?}");
+        }
+    }
+}

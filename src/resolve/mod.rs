@@ -1,0 +1,228 @@
+//! From a key to what is to be answered, tier by tier.
+//!
+//! In: a key and now. Out: a [`Resolution`], at once from `hot` or `shards`, or by way of the `lookup` crossing.
+//! Never: says that a link is missing when that could not be found out; waits in front for anything but a look-up
+//! that no memory can answer; believes a value that is older than a change of its key.
+//! At its limit: [`LOOKUPS_MAX`] look-ups may wait; one more is `Unavailable`.
+//!
+//! ```text
+//!   front:  hot ▸ shards ▸ negative ─ lookup crossing ─▶ back:  flight ▸ store
+//!                                                               follow ─ note, remove, advance ─▶ shards, negative
+//! ```
+
+pub mod flight;
+pub mod follow;
+pub mod hot;
+pub mod invalidate;
+pub mod negative;
+pub mod shards;
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::domain::key::Key;
+use crate::domain::link::{Entry, Validity};
+use crate::domain::target::Target;
+use crate::domain::time::UnixMillis;
+use flight::{Looked, Lookup};
+use hot::{Hot, Ready};
+use invalidate::{AsOf, Feed, Trust};
+use negative::Negative;
+use shards::{Hit, Shards};
+
+/// Look-ups that may wait for the store, in the whole process.
+pub const LOOKUPS_MAX: usize = 8192;
+
+/// What a key leads to, now.
+#[derive(Clone, Debug)]
+pub enum Resolution {
+    Found(Ready),
+    /// Expired, disabled, deleted or used up; an expired link may lead on.
+    Gone(Option<Target>),
+    /// Unknown, or not begun.
+    Missing,
+    /// It cannot be known.
+    Unavailable,
+}
+
+/// Where an answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    Hot,
+    Shards,
+    Store,
+}
+
+impl Tier {
+    pub const ALL: [Self; 3] = [Self::Hot, Self::Shards, Self::Store];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hot => "hot",
+            Self::Shards => "shards",
+            Self::Store => "store",
+        }
+    }
+}
+
+/// The first step of resolving a key: done, or asked.
+#[derive(Debug)]
+pub enum Step {
+    Done(Resolution, Tier),
+    Asked(oneshot::Receiver<Looked>),
+}
+
+/// How links are answered that do not say it themselves.
+#[derive(Clone, Debug)]
+pub struct Defaults {
+    pub status: StatusCode,
+    /// Of 302, 303 and 307.
+    pub cache_control: HeaderValue,
+    /// Of 301 and 308.
+    pub permanent_cache_control: HeaderValue,
+    pub forward_query: bool,
+}
+
+/// What the whole process remembers.
+#[derive(Debug)]
+pub struct Memory {
+    hasher: ahash::RandomState,
+    pub shards: Shards,
+    pub negative: Negative,
+    pub feed: Feed,
+    pub negative_ttl: Duration,
+}
+
+impl Memory {
+    /// `position`: where the feed of the store stands.
+    #[must_use]
+    pub fn new(cache_bytes: u64, workers: usize, negative_ttl: Duration, position: u64) -> Self {
+        Self {
+            hasher: ahash::RandomState::new(),
+            shards: Shards::new(cache_bytes, workers),
+            negative: Negative::default(),
+            feed: Feed::new(position),
+            negative_ttl,
+        }
+    }
+
+    /// The one hash of a key; keyed, since visitors choose the codes that are asked for.
+    #[must_use]
+    pub fn hash(&self, key: &Key) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    /// Keeps an entry that was read at `as_of`; false if it is not believed.
+    #[must_use]
+    pub fn keep(&self, hash: u64, key: &Key, entry: &Entry, as_of: AsOf) -> bool {
+        // Each visit of a limited link is taken from the store, so there is nothing to keep.
+        if entry.rules.limited {
+            return self.feed.believes(hash, as_of);
+        }
+        self.shards.insert(hash, key, entry, |key| self.hash(key), || self.feed.believes(hash, as_of))
+    }
+
+    /// Keeps that there was no link at `as_of`; false if that is not believed.
+    #[must_use]
+    pub fn keep_missing(&self, hash: u64, key: &Key, as_of: AsOf, now: UnixMillis) -> bool {
+        self.negative.insert(hash, key, now.after(self.negative_ttl), || self.feed.believes(hash, as_of))
+    }
+}
+
+/// A core's way to resolve.
+#[derive(Debug)]
+pub struct Resolver {
+    memory: Arc<Memory>,
+    hot: RefCell<Hot>,
+    lookups: mpsc::Sender<Lookup>,
+    defaults: Defaults,
+}
+
+impl Resolver {
+    #[must_use]
+    pub fn new(memory: Arc<Memory>, lookups: mpsc::Sender<Lookup>, defaults: Defaults) -> Self {
+        Self { memory, hot: RefCell::default(), lookups, defaults }
+    }
+
+    /// Resolves from memory, or asks. `visit`: whether a limited link is used by it.
+    pub fn resolve(&self, key: &Key, visit: bool, now: UnixMillis) -> Step {
+        let memory = &*self.memory;
+        let hash = memory.hash(key);
+        if memory.feed.trust() != Trust::Expired {
+            let epoch = memory.shards.epoch(hash);
+            if let Some(ready) = self.hot.borrow_mut().get(hash, key, epoch, now) {
+                return Step::Done(Resolution::Found(ready.clone()), Tier::Hot);
+            }
+            if let Some(hit) = memory.shards.get(hash, key) {
+                return Step::Done(self.from_shard(hash, key, hit, now), Tier::Shards);
+            }
+            if memory.negative.has(hash, key, now) {
+                return Step::Done(Resolution::Missing, Tier::Shards);
+            }
+        }
+        let (reply, looked) = oneshot::channel();
+        match self.lookups.try_send(Lookup { key: *key, hash, visit, reply }) {
+            Ok(()) => Step::Asked(looked),
+            Err(_) => Step::Done(Resolution::Unavailable, Tier::Store),
+        }
+    }
+
+    /// What a look-up found.
+    #[must_use]
+    pub fn judge(&self, looked: Looked, now: UnixMillis) -> Resolution {
+        match looked {
+            Looked::Found(entry) => self.answer(*entry, now),
+            Looked::UsedUp => Resolution::Gone(None),
+            Looked::Missing => Resolution::Missing,
+            Looked::Unavailable => Resolution::Unavailable,
+        }
+    }
+
+    fn from_shard(&self, hash: u64, key: &Key, hit: Hit, now: UnixMillis) -> Resolution {
+        let resolution = self.answer(hit.entry, now);
+        // Not at the first hit: codes that are asked for once would push out those that are asked for all day.
+        if hit.marked
+            && let Resolution::Found(ready) = &resolution
+        {
+            self.hot.borrow_mut().insert(hash, key, hit.epoch, ready.clone());
+        }
+        resolution
+    }
+
+    fn answer(&self, entry: Entry, now: UnixMillis) -> Resolution {
+        let rules = entry.rules;
+        match rules.validity(now) {
+            Validity::Gone => return Resolution::Gone(None),
+            Validity::Expired => return Resolution::Gone(rules.expired_url),
+            Validity::NotYet => return Resolution::Missing,
+            Validity::Valid => {}
+        }
+        let defaults = &self.defaults;
+        let status = rules.status.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(defaults.status);
+        let cache_control = rules.cache_control.and_then(|value| HeaderValue::from_str(&value).ok());
+        Resolution::Found(Ready {
+            link: entry.id,
+            status,
+            location: header_value(entry.target),
+            cache_control: cache_control.unwrap_or_else(|| match status.as_u16() {
+                301 | 308 => defaults.permanent_cache_control.clone(),
+                _ => defaults.cache_control.clone(),
+            }),
+            forward_query: rules.forward_query.unwrap_or(defaults.forward_query),
+            starts_at: rules.starts_at.unwrap_or(UnixMillis(i64::MIN)),
+            ends_at: rules.expires_at.unwrap_or(UnixMillis::NEVER),
+        })
+    }
+}
+
+/// A target is made of bytes that a header may have, so this cannot fail; its bytes are not copied.
+#[must_use]
+pub fn header_value(target: Target) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from(target.into_string())).expect("a target is graphic ASCII")
+}

@@ -1,0 +1,438 @@
+//! Shards: the process-wide memory of links, least recently used first out.
+//!
+//! In: an entry that was believed (see `invalidate`), or a key. Out: the entry, copied.
+//! Never: waits for anything but one of its own locks, held for a copy of some hundred bytes; grows past its budget;
+//! reads the clock.
+//! At its limit: the oldest segment is given up; of its entries those that were asked for since they were last looked
+//! at move to the front, the others are evicted and counted.
+//!
+//! Each shard is a log of segments and an index into it. Entries are appended; a changed or removed one leaves its
+//! bytes behind until its segment is given up. That is CLOCK (Corbató, 1968) on a log: the segment is the hand's next
+//! stretch, the mark is the reference bit, and moving an entry to the front is its second chance. It needs no links
+//! between entries, no allocation per entry and no free list: an entry costs its bytes, 21 more, and its share
+//! of the index (5 bytes at a load of 7/8, 11 after the index has just doubled).
+//!
+//! An entry, little-endian:
+//!   flags u8 | domain u16 | target length u16 | link id u64 | code: packed u64, or length u8 and bytes (LONG)
+//!   | rules: length u16 and bytes (RULES) | target
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use hashbrown::HashTable;
+
+use crate::domain::key::{Case, Code, DomainId, Key};
+use crate::domain::link::{Entry, LinkId, Rules};
+use crate::domain::target::Target;
+use crate::domain::time::UnixMillis;
+
+const SEGMENT_BYTES: usize = 64 << 10;
+/// Segments that a shard has at the least when its budget is used up.
+const SEGMENTS_MIN: usize = 8;
+/// More shards than this are of no use: a lock is held for some hundred nanoseconds.
+const SHARDS_MAX: usize = 64;
+/// What a given-up segment may keep, so that giving it up always frees something.
+const KEPT_BYTES_MAX: usize = SEGMENT_BYTES / 4 * 3;
+/// A longer entry is not kept, only answered: this much room is always there when a segment was given up.
+const RECORD_BYTES_MAX: usize = SEGMENT_BYTES - KEPT_BYTES_MAX;
+
+const MARKED: u8 = 1;
+const LONG: u8 = 2;
+const RULES: u8 = 4;
+
+/// What a shard knows of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hit {
+    pub entry: Entry,
+    /// It was asked for before since it came in or was last spared: worth a place in `hot`.
+    pub marked: bool,
+    /// The shard's epoch when it was copied; a later one means that it may have changed.
+    pub epoch: u32,
+}
+
+/// Figures for `/metrics`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    pub bytes: u64,
+    pub entries: u64,
+    pub evictions: u64,
+}
+
+#[derive(Debug)]
+pub struct Shards {
+    shards: Box<[Shard]>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    /// Grows with each change of one of the shard's links. Beside the lock, so that `hot` reads it without.
+    epoch: Epoch,
+    log: Mutex<Log>,
+    evictions: AtomicU64,
+}
+
+/// On a cache line of its own: it is read with every hit and must not share one with a lock.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Epoch(AtomicU32);
+
+/// Where an entry begins: the segment's number (wrapping) above sixteen bits of offset.
+type Place = u32;
+
+#[derive(Debug)]
+struct Log {
+    index: HashTable<Place>,
+    /// Oldest first. Reserved in full when made, written from the start; what was not written yet is not resident.
+    segments: std::collections::VecDeque<Vec<u8>>,
+    /// The number of the oldest segment.
+    oldest: u16,
+    segments_max: usize,
+}
+
+impl Shards {
+    /// At most `budget_bytes` in all, at least a megabyte or so.
+    #[must_use]
+    pub fn new(budget_bytes: u64, workers: usize) -> Self {
+        let affordable = usize::try_from(budget_bytes).unwrap_or(usize::MAX) / (SEGMENTS_MIN * SEGMENT_BYTES);
+        let wanted = (workers * 8).next_power_of_two().min(SHARDS_MAX);
+        let count = wanted.min(1 << affordable.max(1).ilog2());
+        // An eighth is for the index: at 85 bytes an entry it takes a tenth.
+        let per_shard = usize::try_from(budget_bytes).unwrap_or(usize::MAX) / count / 8 * 7;
+        let segments_max = (per_shard / SEGMENT_BYTES).clamp(SEGMENTS_MIN, usize::from(u16::MAX));
+        let shard = || Shard {
+            epoch: Epoch(AtomicU32::new(0)),
+            log: Mutex::new(Log {
+                index: HashTable::new(),
+                segments: std::collections::VecDeque::new(),
+                oldest: 0,
+                segments_max,
+            }),
+            evictions: AtomicU64::new(0),
+        };
+        Self { shards: (0..count).map(|_| shard()).collect() }
+    }
+
+    /// The index takes its bits from the lower end of the hash, the shard is chosen by the upper end.
+    fn shard(&self, hash: u64) -> &Shard {
+        &self.shards[(hash >> 48) as usize & (self.shards.len() - 1)]
+    }
+
+    /// The epoch of the shard that has `hash`.
+    #[must_use]
+    pub fn epoch(&self, hash: u64) -> u32 {
+        self.shard(hash).epoch.0.load(Ordering::Acquire)
+    }
+
+    /// Copies what is known of `key`, and marks it.
+    #[must_use]
+    pub fn get(&self, hash: u64, key: &Key) -> Option<Hit> {
+        let shard = self.shard(hash);
+        let mut log = shard.lock();
+        let place = log.find(hash, key)?;
+        let record = log.record_mut(place);
+        let marked = record[0] & MARKED != 0;
+        if !marked {
+            record[0] |= MARKED;
+        }
+        let entry = decode(record).expect("it was encoded here");
+        Some(Hit { entry, marked, epoch: shard.epoch.0.load(Ordering::Acquire) })
+    }
+
+    /// Keeps `entry`, if `believed` says so while no change of this shard can come between; true if it did.
+    pub fn insert(
+        &self,
+        hash: u64,
+        key: &Key,
+        entry: &Entry,
+        hash_of: impl Fn(&Key) -> u64,
+        believed: impl FnOnce() -> bool,
+    ) -> bool {
+        let record = encode(key, entry);
+        let shard = self.shard(hash);
+        let mut log = shard.lock();
+        if !believed() {
+            return false;
+        }
+        log.forget(hash, key);
+        if record.len() <= RECORD_BYTES_MAX {
+            let evicted = log.append(hash, &record, &hash_of);
+            shard.evictions.fetch_add(evicted, Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// Forgets `key`. With `bump`, copies elsewhere are no longer believed either.
+    pub fn remove(&self, hash: u64, key: &Key, bump: bool) {
+        let shard = self.shard(hash);
+        let mut log = shard.lock();
+        log.forget(hash, key);
+        if bump {
+            shard.epoch.0.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Forgets everything.
+    pub fn clear(&self) {
+        for shard in &self.shards {
+            let mut log = shard.lock();
+            log.index.clear();
+            log.segments.clear();
+            shard.epoch.0.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        self.shards.iter().fold(Figures::default(), |sum, shard| {
+            let log = shard.lock();
+            let written: usize = log.segments.iter().map(Vec::len).sum();
+            Figures {
+                bytes: sum.bytes + (written + log.index.allocation_size()) as u64,
+                entries: sum.entries + log.index.len() as u64,
+                evictions: sum.evictions + shard.evictions.load(Ordering::Relaxed),
+            }
+        })
+    }
+}
+
+impl Shard {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Log> {
+        self.log.lock().expect("nobody panics with it")
+    }
+}
+
+impl Log {
+    fn segment(&self, place: Place) -> usize {
+        usize::from(((place >> 16) as u16).wrapping_sub(self.oldest))
+    }
+
+    /// The bytes from the entry at `place` to the end of its segment.
+    fn record(&self, place: Place) -> &[u8] {
+        &self.segments[self.segment(place)][(place & 0xFFFF) as usize..]
+    }
+
+    fn record_mut(&mut self, place: Place) -> &mut [u8] {
+        let segment = self.segment(place);
+        &mut self.segments[segment][(place & 0xFFFF) as usize..]
+    }
+
+    fn find(&self, hash: u64, key: &Key) -> Option<Place> {
+        self.index.find(hash, |place| is_of(self.record(*place), key)).copied()
+    }
+
+    fn forget(&mut self, hash: u64, key: &Key) {
+        let Some(place) = self.find(hash, key) else { return };
+        if let Ok(slot) = self.index.find_entry(hash, |known| *known == place) {
+            slot.remove();
+        }
+    }
+
+    /// Appends a record that is in no segment; returns how many entries were evicted for it.
+    fn append(&mut self, hash: u64, record: &[u8], hash_of: &impl Fn(&Key) -> u64) -> u64 {
+        let mut evicted = 0;
+        while !self.has_room(record.len()) {
+            if self.segments.len() < self.segments_max {
+                self.segments.push_back(Vec::with_capacity(SEGMENT_BYTES));
+            } else {
+                evicted += self.give_up_oldest(hash_of);
+            }
+        }
+        self.push(hash, record, hash_of);
+        evicted
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.segments.back().is_some_and(|segment| segment.len() + bytes <= SEGMENT_BYTES)
+    }
+
+    fn push(&mut self, hash: u64, record: &[u8], hash_of: &impl Fn(&Key) -> u64) {
+        let number = self.oldest.wrapping_add((self.segments.len() - 1) as u16);
+        let segment = self.segments.back_mut().expect("has_room found it");
+        let place = u32::from(number) << 16 | segment.len() as u32;
+        segment.extend_from_slice(record);
+        // Taken apart, since the index asks for the hashes of its other entries when it grows.
+        let mut index = std::mem::take(&mut self.index);
+        index.insert_unique(hash, place, |place| hash_of(&parts(self.record(*place)).key));
+        self.index = index;
+    }
+
+    /// Gives up the oldest segment; what was marked in it begins the newest one.
+    fn give_up_oldest(&mut self, hash_of: &impl Fn(&Key) -> u64) -> u64 {
+        let Some(old) = self.segments.pop_front() else { return 0 };
+        let number = self.oldest;
+        self.oldest = self.oldest.wrapping_add(1);
+        self.segments.push_back(Vec::with_capacity(SEGMENT_BYTES));
+        let (mut offset, mut kept, mut evicted) = (0, 0, 0);
+        while offset < old.len() {
+            let record = &old[offset..];
+            let Parts { key, length, .. } = parts(record);
+            let place = u32::from(number) << 16 | offset as u32;
+            offset += length;
+            let hash = hash_of(&key);
+            let Ok(slot) = self.index.find_entry(hash, |known| *known == place) else {
+                continue; // Forgotten or replaced since.
+            };
+            slot.remove();
+            if record[0] & MARKED == 0 || kept + length > KEPT_BYTES_MAX {
+                evicted += 1;
+                continue;
+            }
+            kept += length;
+            let mut record = record[..length].to_vec();
+            record[0] &= !MARKED;
+            self.push(hash, &record, hash_of);
+        }
+        evicted
+    }
+}
+
+/// Whether the record is of this key, without decoding more of it than that takes.
+fn is_of(record: &[u8], key: &Key) -> bool {
+    let mut reader = Reader(record);
+    let flags = reader.u8();
+    if reader.u16() != key.domain.0 {
+        return false;
+    }
+    reader.take(2 + 8);
+    match key.code.packed() {
+        Some(packed) => flags & LONG == 0 && reader.u64() == packed,
+        None => {
+            let mut buffer = [0; 10];
+            flags & LONG != 0 && {
+                let length = reader.u8();
+                reader.take(length.into()) == key.code.bytes(&mut buffer)
+            }
+        }
+    }
+}
+
+fn encode(key: &Key, entry: &Entry) -> Vec<u8> {
+    let target = entry.target.as_str().as_bytes();
+    let rules = if entry.rules == Rules::default() { None } else { Some(encode_rules(&entry.rules)) };
+    let mut out = Vec::with_capacity(32 + target.len());
+    out.push(if key.code.packed().is_none() { LONG } else { 0 } | if rules.is_some() { RULES } else { 0 });
+    out.extend(key.domain.0.to_le_bytes());
+    out.extend(u16::try_from(target.len()).unwrap_or(u16::MAX).to_le_bytes());
+    out.extend(entry.id.0.to_le_bytes());
+    match key.code.packed() {
+        Some(packed) => out.extend(packed.to_le_bytes()),
+        None => {
+            let mut buffer = [0; 10];
+            let bytes = key.code.bytes(&mut buffer);
+            out.push(bytes.len() as u8);
+            out.extend(bytes);
+        }
+    }
+    if let Some(rules) = rules {
+        out.extend((rules.len() as u16).to_le_bytes());
+        out.extend(rules);
+    }
+    out.extend(target);
+    out
+}
+
+/// The parts of the entry at the start of `record`, without a copy of the longer ones.
+struct Parts<'a> {
+    key: Key,
+    id: LinkId,
+    rules: Option<&'a [u8]>,
+    target: &'a [u8],
+    /// Bytes of all of it.
+    length: usize,
+}
+
+fn parts(record: &[u8]) -> Parts<'_> {
+    let mut reader = Reader(record);
+    let flags = reader.u8();
+    let domain = DomainId(reader.u16());
+    let target_length = reader.u16();
+    let id = LinkId(reader.u64());
+    let code = if flags & LONG == 0 {
+        Code::from_packed(reader.u64())
+    } else {
+        let length = reader.u8();
+        Code::parse(reader.take(length.into()), Case::Sensitive).expect("it was a code when it was encoded")
+    };
+    let rules = (flags & RULES != 0).then(|| {
+        let length = reader.u16();
+        reader.take(length.into())
+    });
+    let target = reader.take(target_length.into());
+    Parts { key: Key { domain, code }, id, rules, target, length: record.len() - reader.0.len() }
+}
+
+fn decode(record: &[u8]) -> Option<Entry> {
+    let parts = parts(record);
+    let rules = match parts.rules {
+        None => Rules::default(),
+        Some(bytes) => decode_rules(bytes)?,
+    };
+    Some(Entry { id: parts.id, target: Target::new(std::str::from_utf8(parts.target).ok()?)?, rules })
+}
+
+/// Most links have no rules, so what these cost does not matter: every field, in order, a length before each text.
+fn encode_rules(rules: &Rules) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.extend(rules.status.unwrap_or(0).to_le_bytes());
+    out.push(match rules.forward_query {
+        None => 0,
+        Some(false) => 1,
+        Some(true) => 2,
+    });
+    out.push(u8::from(rules.gone) | u8::from(rules.limited) << 1);
+    for time in [rules.starts_at, rules.expires_at] {
+        out.extend(time.map_or(i64::MIN, |time| time.0).to_le_bytes());
+    }
+    for text in [rules.cache_control.as_deref(), rules.expired_url.as_ref().map(Target::as_str)] {
+        let text = text.unwrap_or("");
+        out.extend((text.len() as u16).to_le_bytes());
+        out.extend(text.as_bytes());
+    }
+    out
+}
+
+fn decode_rules(bytes: &[u8]) -> Option<Rules> {
+    let mut reader = Reader(bytes);
+    let status = reader.u16();
+    let forward = reader.u8();
+    let flags = reader.u8();
+    let mut time = || Some(reader.u64() as i64).filter(|time| *time != i64::MIN).map(UnixMillis);
+    let (starts_at, expires_at) = (time(), time());
+    let mut text = || {
+        let length = reader.u16();
+        std::str::from_utf8(reader.take(length.into())).ok().filter(|text| !text.is_empty())
+    };
+    Some(Rules {
+        status: Some(status).filter(|status| *status != 0),
+        forward_query: [None, Some(false), Some(true)].get(usize::from(forward)).copied()?,
+        gone: flags & 1 != 0,
+        limited: flags & 2 != 0,
+        starts_at,
+        expires_at,
+        cache_control: text().map(Into::into),
+        expired_url: text().and_then(Target::new),
+    })
+}
+
+/// Takes fields off the front of a record that this file has written: a short one is a bug and panics.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> &'a [u8] {
+        let (head, rest) = self.0.split_at(count);
+        self.0 = rest;
+        head
+    }
+
+    fn u8(&mut self) -> u8 {
+        self.take(1)[0]
+    }
+
+    fn u16(&mut self) -> u16 {
+        u16::from_le_bytes([self.u8(), self.u8()])
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.take(8).try_into().expect("eight were taken"))
+    }
+}

@@ -1,0 +1,314 @@
+//! The embedded store: one SQLite file with a write-ahead log.
+//!
+//! One thread writes. It takes what waits, runs it in one transaction, commits once, and only then answers:
+//! creates that come together share a commit (and its `fdatasync`). Each piece of work has a savepoint of its own,
+//! so a refused one undoes nothing of its neighbours. Readers have connections of their own and wait for nobody.
+//!
+//! Other processes may read and write the same file at the same time; they are waited for, up to [`BUSY_MS`].
+
+pub mod links;
+pub mod settings;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use tokio::sync::oneshot;
+
+use super::schema::{self, Applied, Migration};
+use super::{Error, Result};
+
+/// Writes that may wait for the writer.
+pub const WRITES_MAX: usize = 4096;
+/// Writes that share a commit.
+const GROUP_MAX: usize = 512;
+/// How long a write waits for another process, in milliseconds.
+const BUSY_MS: u64 = 5_000;
+/// `application_id` of the file ("wpst"): another program's database is never written to.
+const APPLICATION_ID: i32 = 0x7770_7374;
+
+pub const MIGRATIONS: [Migration; 1] =
+    [Migration { number: 1, name: "links", sql: include_str!("../../../migrations/sqlite/0001_links.sql") }];
+
+/// A handle; the writer ends when the last one is dropped.
+#[derive(Clone)]
+pub struct Sqlite(Arc<Shared>);
+
+struct Shared {
+    path: PathBuf,
+    writes: Sender<Box<dyn Job>>,
+    idle_readers: Mutex<Vec<Connection>>,
+}
+
+/// A piece of work and who waits for it: run once, then told how the commit went.
+trait Job: Send {
+    fn run(&mut self, writing: &mut Writing<'_>);
+    fn answer(self: Box<Self>, committed: std::result::Result<(), &Error>);
+}
+
+struct Work<F, T> {
+    work: Option<F>,
+    outcome: Option<rusqlite::Result<T>>,
+    reply: oneshot::Sender<Result<T>>,
+}
+
+impl<F, T: Send> Job for Work<F, T>
+where
+    F: FnOnce(&mut Writing<'_>) -> rusqlite::Result<T> + Send,
+{
+    fn run(&mut self, writing: &mut Writing<'_>) {
+        self.outcome = self.work.take().map(|work| in_savepoint(writing, work));
+    }
+
+    fn answer(self: Box<Self>, committed: std::result::Result<(), &Error>) {
+        let answer = match (committed, self.outcome) {
+            (Ok(()), Some(outcome)) => outcome.map_err(explain),
+            (Ok(()), None) => Err(Error::Broken("its work was not run".into())),
+            (Err(error), _) => Err(again(error)),
+        };
+        // Nobody listens when the request was given up: the write stands all the same.
+        let _ = self.reply.send(answer);
+    }
+}
+
+/// The transaction that a write runs in.
+pub struct Writing<'a> {
+    pub db: &'a Connection,
+    /// The version that the next change gets.
+    version: u64,
+}
+
+impl Writing<'_> {
+    /// The version of a change; they are given out in the order of commits.
+    pub fn next_version(&mut self) -> u64 {
+        self.version += 1;
+        self.version
+    }
+}
+
+impl std::fmt::Debug for Sqlite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Sqlite({})", self.0.path.display())
+    }
+}
+
+impl Sqlite {
+    /// Opens the store at `path`, whose schema must be up to date; starts its writer.
+    pub fn open(path: &Path) -> Result<Self> {
+        let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let pending = schema::pending(&MIGRATIONS, &applied(&db)?)?;
+        if let [first, ..] = pending {
+            return Err(Error::Schema(format!(
+                "the store {} lacks migration {} ({}): run `waypost migrate`",
+                path.display(),
+                first.number,
+                first.name
+            )));
+        }
+        let (writes, jobs) = crossbeam_channel::bounded(WRITES_MAX);
+        std::thread::Builder::new()
+            .name("waypost-store".into())
+            .spawn(move || write_all(db, &jobs))
+            .map_err(|error| Error::Broken(format!("no thread for the writer: {error}")))?;
+        Ok(Self(Arc::new(Shared { path: path.to_owned(), writes, idle_readers: Mutex::new(Vec::new()) })))
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Runs `work` on a connection that only reads, in one read transaction.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let shared = Arc::clone(&self.0);
+        let task = tokio::task::spawn_blocking(move || {
+            let idle = shared.idle_readers.lock().expect("nobody panics with it").pop();
+            let mut db = match idle {
+                Some(db) => db,
+                None => connect(&shared.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
+            };
+            let transaction = db.transaction().map_err(explain)?;
+            let value = work(&transaction).map_err(explain)?;
+            transaction.commit().map_err(explain)?;
+            shared.idle_readers.lock().expect("nobody panics with it").push(db);
+            Ok(value)
+        });
+        task.await.map_err(|error| Error::Broken(format!("a read ended early: {error}")))?
+    }
+
+    /// Runs `work` in the writer's next transaction and returns what it returned once that is on the disk.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Writing<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (reply, answer) = oneshot::channel::<Result<T>>();
+        let job = Box::new(Work { work: Some(work), outcome: None, reply });
+        self.0.writes.try_send(job).map_err(|refused| match refused {
+            TrySendError::Full(_) => Error::Unavailable(format!("{WRITES_MAX} writes are waiting")),
+            TrySendError::Disconnected(_) => Error::Broken("its writer has ended".into()),
+        })?;
+        answer.await.map_err(|_| Error::Broken("its writer has ended".into()))?
+    }
+}
+
+/// The same error for another of those who shared the commit.
+fn again(error: &Error) -> Error {
+    match error {
+        Error::Unavailable(why) => Error::Unavailable(why.clone()),
+        Error::Broken(why) => Error::Broken(why.clone()),
+        Error::Schema(why) => Error::Schema(why.clone()),
+    }
+}
+
+fn in_savepoint<T>(
+    writing: &mut Writing<'_>,
+    work: impl FnOnce(&mut Writing<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    let version = writing.version;
+    writing.db.prepare_cached("SAVEPOINT work")?.execute([])?;
+    match work(writing) {
+        Ok(value) => {
+            writing.db.prepare_cached("RELEASE work")?.execute([])?;
+            Ok(value)
+        }
+        Err(error) => {
+            writing.version = version;
+            // SQLite rolls the whole transaction back by itself on a full disk; then there is no savepoint left.
+            if !writing.db.is_autocommit() {
+                writing.db.execute_batch("ROLLBACK TO work; RELEASE work")?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The writer's thread: ends when no handle is left and everything that waited is done.
+fn write_all(mut db: Connection, jobs: &Receiver<Box<dyn Job>>) {
+    while let Ok(first) = jobs.recv() {
+        let mut group = vec![first];
+        group.extend(jobs.try_iter().take(GROUP_MAX - 1));
+        let committed = write_group(&mut db, &mut group);
+        for job in group {
+            job.answer(committed.as_ref().map(|()| ()));
+        }
+    }
+}
+
+fn write_group(db: &mut Connection, group: &mut [Box<dyn Job>]) -> Result<()> {
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(explain)?;
+    let before = links::position(&transaction).map_err(explain)?;
+    let mut writing = Writing { db: &transaction, version: before };
+    for job in group {
+        job.run(&mut writing);
+    }
+    let after = writing.version;
+    if after != before {
+        let mut statement = transaction.prepare_cached("UPDATE feed SET version = ?1").map_err(explain)?;
+        statement.execute([after]).map_err(explain)?;
+    }
+    transaction.commit().map_err(explain)
+}
+
+/// Makes the store if there is none, and brings its schema up to date; returns what was applied.
+pub fn migrate(path: &Path) -> Result<Vec<&'static Migration>> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)
+            .map_err(|error| Error::Broken(format!("cannot make the folder {}: {error}", folder.display())))?;
+    }
+    let mut db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+    if schema::pending(&MIGRATIONS, &applied(&db)?)?.is_empty() {
+        return Ok(Vec::new());
+    }
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(explain)?;
+    // Read again: another process may have been faster than our lock.
+    let pending = schema::pending(&MIGRATIONS, &applied(&transaction)?)?;
+    transaction
+        .execute_batch(&format!(
+            "PRAGMA application_id = {APPLICATION_ID};
+             CREATE TABLE IF NOT EXISTS schema_migrations (
+               number INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL, applied_at TEXT NOT NULL) STRICT;"
+        ))
+        .map_err(explain)?;
+    for migration in pending {
+        transaction.execute_batch(migration.sql).map_err(explain)?;
+        transaction
+            .execute(
+                "INSERT INTO schema_migrations (number, name, checksum, applied_at) VALUES (?1, ?2, ?3, datetime())",
+                (migration.number, migration.name, migration.checksum()),
+            )
+            .map_err(explain)?;
+    }
+    transaction.commit().map_err(explain)?;
+    Ok(pending.iter().collect())
+}
+
+/// The migrations that the store at `path` still lacks.
+pub fn pending(path: &Path) -> Result<&'static [Migration]> {
+    schema::pending(&MIGRATIONS, &applied(&connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?)?)
+}
+
+fn applied(db: &Connection) -> Result<Vec<Applied>> {
+    let read = || -> rusqlite::Result<Option<Vec<Applied>>> {
+        if !db.table_exists(None, "schema_migrations")? {
+            return Ok(None);
+        }
+        let mut statement = db.prepare("SELECT number, checksum FROM schema_migrations ORDER BY number")?;
+        let rows = statement.query_map([], |row| Ok(Applied { number: row.get(0)?, checksum: row.get(1)? }))?;
+        rows.collect::<rusqlite::Result<_>>().map(Some)
+    };
+    let foreign = || -> rusqlite::Result<bool> {
+        let id: i32 = db.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+        let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        Ok(id != APPLICATION_ID && tables > 0)
+    };
+    if foreign().map_err(explain)? {
+        return Err(Error::Schema(format!(
+            "{} is another program's database: choose another folder with --data",
+            db.path().unwrap_or_default()
+        )));
+    }
+    Ok(read().map_err(explain)?.unwrap_or_default())
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection> {
+    let open = || -> rusqlite::Result<Connection> {
+        let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        db.busy_timeout(Duration::from_millis(BUSY_MS))?;
+        if !flags.contains(OpenFlags::SQLITE_OPEN_READ_ONLY) {
+            db.pragma_update(None, "journal_mode", "WAL")?;
+            // A create is durable when it is answered: the log is synced at each commit.
+            db.pragma_update(None, "synchronous", "FULL")?;
+            db.pragma_update(None, "foreign_keys", true)?;
+        }
+        // Look-ups of codes that are in no cache read pages at random.
+        db.pragma_update(None, "mmap_size", 1_i64 << 30)?;
+        db.set_prepared_statement_cache_capacity(64);
+        Ok(db)
+    };
+    open().map_err(|error| match explain(error) {
+        Error::Broken(why) => Error::Broken(format!("{}: {why}", path.display())),
+        Error::Unavailable(why) => Error::Unavailable(format!("{}: {why}", path.display())),
+        schema @ Error::Schema(_) => schema,
+    })
+}
+
+/// Whether to try again is known here alone.
+fn explain(error: rusqlite::Error) -> Error {
+    let transient = matches!(
+        error.sqlite_error_code(),
+        Some(
+            ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::DiskFull
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::CannotOpen
+                | ErrorCode::OutOfMemory
+        )
+    );
+    if transient { Error::Unavailable(error.to_string()) } else { Error::Broken(error.to_string()) }
+}
