@@ -32,9 +32,10 @@ use crate::http::route::Surface;
 use crate::http::site::{DomainSite, Page, Pages, Site};
 use crate::http::{self as front, Front};
 use crate::links::{Links, rfc3339};
-use crate::resolve::flight::Flight;
+use crate::resolve::flight::{self, Flight};
 use crate::resolve::follow::Follower;
-use crate::resolve::{Defaults, LOOKUPS_MAX, Memory, Resolver, Tier, header_value};
+use crate::resolve::ask::{self, Ask};
+use crate::resolve::{Defaults, Memory, Resolver, Tier, header_value};
 use crate::store::Store;
 
 /// Why the server is degraded, as `/readyz`, `/metrics` and `waypost status` name it.
@@ -183,8 +184,9 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     let follower =
         Arc::new(Follower::new(Arc::clone(&memory), store.clone(), config.cache.ttl, config.cache.stale_max));
     tokio::spawn(Arc::clone(&follower).run());
-    let (lookups, asked) = mpsc::channel(LOOKUPS_MAX);
-    tokio::spawn(Arc::new(Flight::new(Arc::clone(&memory), store.clone())).run(asked));
+    let (lookups, asked) = mpsc::channel(ask::QUESTIONS_MAX);
+    let (to_workers, answers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::channel(ask::ANSWERS_MAX)).unzip();
+    flight::spawn(Flight::new(Arc::clone(&memory), store.clone(), to_workers), asked)?;
 
     let cores: Vec<Core> = (0..workers).map(|_| Core::default()).collect();
     let instance = Arc::new(Instance {
@@ -232,17 +234,17 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     let connections_max = config.connections.max.unwrap_or_else(connections_by_nofile).div_ceil(workers).max(1);
     let mut control = Control::default();
     let (mut threads, mut accepting) = (Vec::new(), Vec::new());
-    for (number, core) in cores.iter().enumerate() {
+    for ((number, core), answers) in cores.iter().enumerate().zip(answers) {
         let (ready, accepts) = oneshot::channel();
         let counts = Arc::clone(&core.http);
-        let resolver = (Arc::clone(&memory), lookups.clone(), defaults.clone());
+        let (memory, lookups, defaults) = (Arc::clone(&memory), lookups.clone(), defaults.clone());
         let (shared, calls) = (Arc::clone(&shared), calls.clone());
         threads.push(worker::spawn(worker::Setup {
             number,
             listeners: std::mem::take(&mut shares[number]),
             orders: control.add_worker(),
             front: Box::new(move || {
-                let resolver = Resolver::new(resolver.0, resolver.1, resolver.2);
+                let resolver = Resolver::new(memory, Ask::new(number, lookups, answers), defaults);
                 Front::new(shared, resolver, calls, counts)
             }),
             counts: Arc::clone(&core.accept),

@@ -20,7 +20,7 @@
 //!
 //! | crossing | from, to | bound | when it is full |
 //! |---|---|---|---|
-//! | `lookup` | front → back → front: a key that memory cannot answer | [`resolve::LOOKUPS_MAX`] | 503 |
+//! | `lookup` | front → back → front: a key that memory cannot answer | [`resolve::ask::ASKED_MAX`] a core | 503 |
 //! | `api` | front → back → front: a request that is no redirect | [`api::CALLS_MAX`] | 503 |
 //! | `control` | back → front: tick, drain, stop | [`control::ORDERS_MAX`] | the worker hangs, and its heartbeat shows it |
 //! | `metrics` | per-core cells that back reads | – | – |

@@ -92,6 +92,8 @@ async fn serve(setup: Setup) -> io::Result<()> {
         changed: Notify::new(),
         reserve: RefCell::new(reserve()),
     });
+    let front = Rc::clone(&worker.front);
+    tokio::task::spawn_local(async move { front.run().await });
     for listener in listeners {
         let tokio_listener = tokio::net::TcpListener::from_std(listener.socket.try_clone()?)?;
         tokio::task::spawn_local(accept_all(Rc::clone(&worker), listener, tokio_listener));

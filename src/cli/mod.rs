@@ -1,18 +1,37 @@
 //! The command line: a file per command.
 //!
 //! In: arguments and the environment. Out: an exit code: 0, 1 it failed, 2 usage, 78 bad configuration.
-//! Never: makes a store, but for `serve` and `migrate`; prints a secret, but for the one time that a key is made.
+//! Never: makes a store, but for `serve` and `migrate`; prints a secret, but for the one time that a key is made; writes
+//! anything but its result to stdout.
 
+pub mod config;
+pub mod export;
+pub mod import;
+pub mod key;
+pub mod link;
+pub mod migrate;
 pub mod serve;
+pub mod status;
 
-use std::path::PathBuf;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use anyhow::anyhow;
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::Config;
 use crate::config::load::{self, Flags, Loaded};
-use crate::store::Store;
+use crate::domain::key::DomainId;
+use crate::domain::time;
+use crate::guard::targets::{Blocklist, Policy};
+use crate::links::Links;
+use crate::store::row::Filter;
 use crate::store::sqlite::Sqlite;
+use crate::store::{self, Store};
+use crate::table::Format;
 
 /// A URL shortener and redirect server.
 #[derive(Debug, Parser)]
@@ -42,6 +61,20 @@ pub struct Common {
 enum Command {
     /// Serve redirects and the API
     Serve(serve::Serve),
+    /// Make the store, or bring its schema up to date
+    Migrate(migrate::Migrate),
+    /// Make, list and revoke API keys
+    Key(key::Key),
+    /// Make, show, change and list links
+    Link(link::Link),
+    /// Make links out of a file
+    Import(import::Import),
+    /// Write links to a file
+    Export(export::Export),
+    /// Show what a running server does
+    Status(status::Status),
+    /// Check or print the configuration
+    Config(config::Configuration),
 }
 
 /// A command that ended as it should not have.
@@ -62,6 +95,19 @@ impl Failure {
     pub fn config(error: impl Into<anyhow::Error>) -> Self {
         Self { code: 78, error: error.into() }
     }
+
+    /// Arguments that clap took, and that cannot be meant.
+    pub fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self { code: 2, error: error.into() }
+    }
+
+    /// A store of another schema or of other codes is bad configuration.
+    pub fn store(error: store::Error) -> Self {
+        match error {
+            store::Error::Schema(_) => Self::config(error),
+            store::Error::Unavailable(_) | store::Error::Broken(_) => error.into(),
+        }
+    }
 }
 
 pub type Outcome = Result<(), Failure>;
@@ -72,6 +118,13 @@ pub fn run() -> ExitCode {
     let Arguments { common, command } = Arguments::parse();
     let outcome = match command {
         Command::Serve(serve) => serve::run(&serve, &common),
+        Command::Migrate(migrate) => migrate::run(&migrate, &common),
+        Command::Key(key) => key::run(&key, &common),
+        Command::Link(link) => link::run(&link, &common),
+        Command::Import(import) => import::run(&import, &common),
+        Command::Export(export) => export::run(&export, &common),
+        Command::Status(status) => status::run(&status, &common),
+        Command::Config(config) => config::run(&config, &common),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -126,5 +179,134 @@ pub fn open(loaded: &Loaded) -> Result<Store, Failure> {
             path.display()
         )));
     }
-    Ok(Store::Sqlite(Sqlite::open(&path)?))
+    Ok(Store::Sqlite(Sqlite::open(&path).map_err(Failure::store)?))
+}
+
+/// How every command that works on a store begins: it says which, and opens it.
+fn start(common: &Common) -> Result<(Loaded, Store), Failure> {
+    let loaded = configure(common, Flags::default())?;
+    announce(&loaded);
+    let store = open(&loaded)?;
+    Ok((loaded, store))
+}
+
+/// Runs a command to its end, on this thread.
+fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}
+
+/// What makes and checks links as `serve` does; a new domain of the configuration gets its number.
+async fn links(config: &Config, store: &Store) -> Result<Links, Failure> {
+    let hosts = config.domains.iter().map(|domain| domain.host.clone()).collect();
+    store.number_domains(hosts).await.map_err(Failure::store)?;
+    let policy = policy(config).map_err(Failure::config)?;
+    Links::open(store.clone(), Arc::new(policy), config.codes.clone()).await.map_err(Failure::store)
+}
+
+/// The rules of targets, those of a server with this configuration.
+fn policy(config: &Config) -> anyhow::Result<Policy> {
+    let targets = &config.targets;
+    let blocklist = targets.blocklist.clone().map(|path| Blocklist::open(path, time::now())).transpose()?;
+    let mut own = targets.own_hosts.clone();
+    own.extend(config.domains.iter().map(|domain| domain.host.clone()));
+    if let Ok(url) = url::Url::parse(&base_url(config))
+        && let Some(host) = url.host()
+    {
+        // Another port of a machine is another service; a name of ours is ours.
+        own.push(match (host, url.port_or_known_default()) {
+            (url::Host::Domain(name), _) if name != "localhost" => name.to_owned(),
+            (host, Some(port)) => format!("{host}:{port}"),
+            (host, None) => host.to_string(),
+        });
+    }
+    Ok(Policy::new(&targets.schemes, targets.max_bytes, blocklist, &own, targets.lookalikes)?)
+}
+
+/// `base_url`, or the first listener; without a trailing slash.
+fn base_url(config: &Config) -> String {
+    match (&config.base_url, config.listen.first()) {
+        (Some(url), _) => url.as_str().trim_end_matches('/').to_owned(),
+        (None, Some(listen)) => format!("http://{}", reachable(listen.address)),
+        (None, None) => String::new(),
+    }
+}
+
+/// Where a listener is reached from its own machine.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        IpAddr::V4(_) | IpAddr::V6(_) => {}
+    }
+    address
+}
+
+/// Which links.
+#[derive(Debug, Args)]
+struct Wanted {
+    /// Only links with this in their code, target or title
+    #[arg(long, value_name = "TEXT")]
+    search: Option<String>,
+    /// Only links with this tag
+    #[arg(long)]
+    tag: Option<String>,
+    /// Only links of this host; "" is the default domain
+    #[arg(long, value_name = "HOST")]
+    domain: Option<String>,
+}
+
+impl Wanted {
+    fn filter(&self, hosts: &Hosts) -> Result<Filter, Failure> {
+        let domain = self.domain.as_deref().map(|host| hosts.id(host)).transpose()?;
+        Ok(Filter { search: self.search.clone(), tag: self.tag.clone(), domain })
+    }
+}
+
+/// The domains that have a number in the store.
+struct Hosts(Vec<(DomainId, String)>);
+
+impl Hosts {
+    async fn read(store: &Store) -> Result<Self, Failure> {
+        Ok(Self(store.domains().await.map_err(Failure::store)?))
+    }
+
+    /// Empty for the default domain.
+    fn name(&self, id: DomainId) -> &str {
+        self.0.iter().find(|(known, _)| *known == id).map_or("", |(_, host)| host)
+    }
+
+    fn id(&self, host: &str) -> Result<DomainId, Failure> {
+        let host = host.trim().to_ascii_lowercase();
+        let known = self.0.iter().find(|(_, known)| *known == host);
+        known.map(|(id, _)| *id).ok_or_else(|| anyhow!("--domain: no link was ever on the domain {host:?}").into())
+    }
+}
+
+/// A table's format by its name, for clap.
+fn format(name: &str) -> Result<Format, String> {
+    Format::parse(name).ok_or_else(|| "the formats are csv and ndjson".to_owned())
+}
+
+/// The format of a file that nobody gave one for: NDJSON by its ending, else CSV.
+fn format_of(path: &Path) -> Format {
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
+    if matches!(&*ending, "ndjson" | "jsonl") { Format::Ndjson } else { Format::Csv }
+}
+
+/// Rows of cells with two spaces between the columns; the last column is as wide as it likes.
+fn table(rows: &[Vec<String>]) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..count).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text.pop();
+    text
 }

@@ -7,8 +7,9 @@
 //! At the limit: of a chain the rightmost 64 elements are looked at; if all are trusted, the leftmost of these is
 //! taken.
 //!
-//! `Forwarded` goes before `X-Forwarded-For`. A trusted proxy that adds to one of them must therefore remove the
-//! other: passed through, it would still be what the client wrote.
+//! Most proxies add to one of `Forwarded` and `X-Forwarded-For` and pass the other on as the client wrote it (nginx
+//! does). So where both are there and name two clients, neither is believed and the peer's own address is taken: a client
+//! can hide behind its balancer that way, but not be somebody else.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr};
@@ -38,7 +39,8 @@ pub struct Client {
 /// Where a client's address comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decided {
-    /// The peer itself: it is not trusted, sent no forwarding header, or one whose last element names no address.
+    /// The peer itself: it is not trusted, sent no forwarding header, one whose last element names no address, or two
+    /// that disagree.
     Socket,
     Forwarded,
     XForwardedFor,
@@ -69,7 +71,7 @@ impl Trusted {
 }
 
 /// The client of a request: the rightmost address of the chain that is not trusted; the leftmost if all are.
-/// The chain is that of `Forwarded` (RFC 7239), else of `X-Forwarded-For`, lines joined in order. It ends, from the
+/// The chain is that of `Forwarded` (RFC 7239) or of `X-Forwarded-For`, lines joined in order. It ends, from the
 /// right, at the first element that names no address: the hop right of that, which is trusted, is then the client.
 #[must_use]
 pub fn client(peer: IpAddr, headers: &HeaderMap, trusted: &Trusted) -> Client {
@@ -79,18 +81,21 @@ pub fn client(peer: IpAddr, headers: &HeaderMap, trusted: &Trusted) -> Client {
         let decided = if forwards && is_private(peer) { Decided::UntrustedPrivatePeer } else { Decided::Socket };
         return Client { address: peer, decided };
     }
-    let (found, decided) = if headers.contains_key(FORWARDED) {
+    let forwarded = headers.contains_key(FORWARDED).then(|| {
         let lines = headers.get_all(FORWARDED).iter().rev();
         let elements = lines.flat_map(|line| FromRight { rest: Some(line.as_bytes()), separator: b',' });
-        (walk(elements.map(forwarded_for), trusted), Decided::Forwarded)
-    } else {
+        walk(elements.map(forwarded_for), trusted)
+    });
+    let x_forwarded_for = headers.contains_key(X_FORWARDED_FOR).then(|| {
         let lines = headers.get_all(X_FORWARDED_FOR).iter().rev();
         let elements = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
-        (walk(elements.map(x_forwarded_for), trusted), Decided::XForwardedFor)
-    };
-    match found {
-        Some(address) => Client { address, decided },
-        None => Client { address: peer, decided: Decided::Socket },
+        walk(elements.map(x_forwarded_for), trusted)
+    });
+    match (forwarded, x_forwarded_for) {
+        (Some(one), Some(other)) if one != other => Client { address: peer, decided: Decided::Socket },
+        (Some(Some(address)), _) => Client { address, decided: Decided::Forwarded },
+        (_, Some(Some(address))) => Client { address, decided: Decided::XForwardedFor },
+        _ => Client { address: peer, decided: Decided::Socket },
     }
 }
 
@@ -327,10 +332,17 @@ mod tests {
     }
 
     #[test]
+    fn two_headers_that_disagree() {
+        check("10.0.0.1", &[(F, "for=1.2.3.4"), (X, "1.2.3.4")], "1.2.3.4", Decided::Forwarded);
+        check("10.0.0.1", &[(F, "for=6.6.6.6"), (X, "1.2.3.4")], "10.0.0.1", Decided::Socket);
+        check("10.0.0.1", &[(F, "for=unknown"), (X, "1.2.3.4")], "10.0.0.1", Decided::Socket);
+    }
+
+    #[test]
     fn forwarded_chains() {
         let check = |lines: &[&str], address| {
             let decided = if address == "10.0.0.1" { Decided::Socket } else { Decided::Forwarded };
-            let lines: Vec<(&str, &str)> = lines.iter().map(|line| (F, *line)).chain([(X, "7.7.7.7")]).collect();
+            let lines: Vec<(&str, &str)> = lines.iter().map(|line| (F, *line)).collect();
             check("10.0.0.1", &lines, address, decided);
         };
         check(&["for=1.2.3.4"], "1.2.3.4");
@@ -472,13 +484,12 @@ mod tests {
             peer in trusted_address(),
         ) {
             let mut headers = chain(name, left, &[vec![caller], hops].concat());
-            let decided = if name == F {
-                headers.append(X_FORWARDED_FOR, HeaderValue::from_bytes(&other).unwrap());
-                Decided::Forwarded
-            } else {
-                Decided::XForwardedFor
-            };
+            let decided = if name == F { Decided::Forwarded } else { Decided::XForwardedFor };
             prop_assert_eq!(client(peer, &headers, &trusted()), Client { address: caller.0, decided }, "{:?}", headers);
+            // What the client wrote into the header that its proxy does not add to: at most it hides.
+            headers.append(if name == F { X } else { F }, HeaderValue::from_bytes(&other).unwrap());
+            let address = client(peer, &headers, &trusted()).address;
+            prop_assert!(address == caller.0 || address == peer.to_canonical(), "{:?}", headers);
         }
 
         #[test]

@@ -253,6 +253,11 @@ impl Front {
         self.draining.set(true);
     }
 
+    /// The core's own tasks: until back has gone.
+    pub async fn run(&self) {
+        self.resolver.run().await;
+    }
+
     pub fn hand_over(&self) {
         for (local, shared) in self.latency.iter().zip(&self.counts.latency) {
             local.hand_over(shared);

@@ -169,8 +169,8 @@ mod tests {
         get("/api/v1/links", "Back");
         get("/robots.txt", "file robots.txt");
         get("/.well-known/acme/x", "file .well-known/acme/x");
-        get(&format!("/{}", "a".repeat(8192)), &format!("no code {}", "a".repeat(8192)));
-        get(&format!("/{}", "a".repeat(8193)), "TargetTooLong");
+        get(&format!("/{}", "a".repeat(8191)), &format!("no code {}", "a".repeat(8191)));
+        get(&format!("/{}", "a".repeat(8192)), "TargetTooLong");
         check(Method::HEAD, "/abc", Surface::Everything, &[], "code abc");
         check(Method::POST, "/abc", Surface::Everything, &[], "MethodNotAllowed");
         check(Method::POST, "/shorten", Surface::Everything, &[], "Back");

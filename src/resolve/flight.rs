@@ -3,17 +3,20 @@
 //! In: look-ups of all workers. Out: to each of them what the store has.
 //! Never: asks the store for a key twice at a time; answers with a value that was read before a change which the
 //! asker could have seen; says `Missing` when the store did not answer.
-//! At its limit: [`BATCHES_MAX`] batches are with the store at once; the others wait in the crossing, and what does
+//! At its limit: [`READS_MAX`] reads of the store are under way at once; the others wait in the crossing, and what does
 //! not fit there is `Unavailable`.
 
+use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slot;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 
 use super::Memory;
+use super::ask::{Answers, Questions};
 use super::invalidate::AsOf;
 use crate::domain::key::Key;
 use crate::domain::link::{Entry, Validity};
@@ -22,8 +25,10 @@ use crate::store::Store;
 
 /// Keys of one read of the store.
 const BATCH_MAX: usize = 256;
+/// Turns of event loops that are taken up together.
+const TURNS_MAX: usize = 64;
 /// Reads of the store at once.
-const BATCHES_MAX: usize = 4;
+const READS_MAX: usize = 4;
 /// How long the store may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a value is read again that was changed while it was read.
@@ -32,16 +37,18 @@ const ATTEMPTS_MAX: u32 = 5;
 const AGAIN: Duration = Duration::from_millis(2);
 
 /// A question that crosses from front to back.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Lookup {
     pub key: Key,
     pub hash: u64,
     /// Whether a limited link is used by it.
     pub visit: bool,
-    pub reply: oneshot::Sender<Looked>,
+    /// Whose question it is, and its number there.
+    pub worker: usize,
+    pub id: u64,
 }
 
-/// What was found. A reply that is dropped is to be read as `Unavailable`.
+/// What was found.
 #[derive(Clone, Debug)]
 pub enum Looked {
     Found(Box<Entry>),
@@ -50,10 +57,14 @@ pub enum Looked {
     Unavailable,
 }
 
-#[derive(Debug)]
-struct Waiter {
-    visit: bool,
-    reply: oneshot::Sender<Looked>,
+/// Starts the look-up thread. It has a runtime of its own, so that a question from front crosses one thread and not
+/// three: with the embedded store that halves what a miss costs.
+pub fn spawn(flight: Flight, questions: mpsc::Receiver<Questions>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new()
+        .name("waypost-lookup".into())
+        .spawn(move || runtime.block_on(Arc::new(flight).run(questions)))?;
+    Ok(())
 }
 
 #[derive(Debug)]
@@ -61,47 +72,47 @@ pub struct Flight {
     memory: Arc<Memory>,
     store: Store,
     /// Who waits for each key that is being looked up.
-    waiting: DashMap<Key, Vec<Waiter>, ahash::RandomState>,
+    waiting: DashMap<Key, Vec<Lookup>, ahash::RandomState>,
+    /// To each worker.
+    answers: Vec<mpsc::Sender<Answers>>,
 }
+
+/// Answers on their way, gathered for each worker: what one read answers crosses together.
+type Gathered = HashMap<usize, Answers>;
 
 impl Flight {
     #[must_use]
-    pub fn new(memory: Arc<Memory>, store: Store) -> Self {
-        Self { memory, store, waiting: DashMap::default() }
+    pub fn new(memory: Arc<Memory>, store: Store, answers: Vec<mpsc::Sender<Answers>>) -> Self {
+        Self { memory, store, waiting: DashMap::default(), answers }
     }
 
     /// Answers look-ups until every worker has gone.
-    pub async fn run(self: Arc<Self>, mut lookups: mpsc::Receiver<Lookup>) {
-        let batches = Arc::new(Semaphore::new(BATCHES_MAX));
-        let mut batch = Vec::with_capacity(BATCH_MAX);
-        while lookups.recv_many(&mut batch, BATCH_MAX).await > 0 {
-            let keys: Vec<(Key, u64)> = batch.drain(..).filter_map(|lookup| self.join(lookup)).collect();
-            if keys.is_empty() {
-                continue;
+    async fn run(self: Arc<Self>, mut questions: mpsc::Receiver<Questions>) {
+        let reads = Arc::new(Semaphore::new(READS_MAX));
+        let mut turns = Vec::new();
+        while questions.recv_many(&mut turns, TURNS_MAX).await > 0 {
+            let keys: Vec<(Key, u64)> =
+                turns.drain(..).flatten().filter(|lookup| self.wait(*lookup)).map(|lookup| (lookup.key, lookup.hash)).collect();
+            for keys in keys.chunks(BATCH_MAX) {
+                let permit = Arc::clone(&reads).acquire_owned().await.expect("it is never closed");
+                let (flight, keys) = (Arc::clone(&self), keys.to_vec());
+                tokio::spawn(async move {
+                    flight.look_up(keys).await;
+                    drop(permit);
+                });
             }
-            let permit = Arc::clone(&batches).acquire_owned().await.expect("it is never closed");
-            let flight = Arc::clone(&self);
-            tokio::spawn(async move {
-                flight.look_up(keys).await;
-                drop(permit);
-            });
         }
     }
 
-    /// Waits for a look-up of the same key, or returns the key that is to be looked up.
-    fn join(&self, lookup: Lookup) -> Option<(Key, u64)> {
-        self.wait(lookup.key, Waiter { visit: lookup.visit, reply: lookup.reply }).then_some((lookup.key, lookup.hash))
-    }
-
-    /// True if nobody was waiting for this key.
-    fn wait(&self, key: Key, waiter: Waiter) -> bool {
-        match self.waiting.entry(key) {
+    /// True if nobody was waiting for this key: it is to be looked up.
+    fn wait(&self, lookup: Lookup) -> bool {
+        match self.waiting.entry(lookup.key) {
             Slot::Occupied(mut waiters) => {
-                waiters.get_mut().push(waiter);
+                waiters.get_mut().push(lookup);
                 false
             }
             Slot::Vacant(slot) => {
-                slot.insert(vec![waiter]);
+                slot.insert(vec![lookup]);
                 true
             }
         }
@@ -113,25 +124,28 @@ impl Flight {
             let as_of = self.memory.feed.now();
             let read = self.store.look_up(keys.iter().map(|(key, _)| *key).collect());
             let Ok(Ok(entries)) = tokio::time::timeout(TIMEOUT, read).await else { break };
-            let mut again = Vec::new();
+            let (mut again, mut gathered) = (Vec::new(), Gathered::new());
             for ((key, hash), entry) in keys.into_iter().zip(entries) {
-                if !self.settle(key, hash, entry, as_of) {
+                if !self.settle(key, hash, entry, as_of, &mut gathered) {
                     again.push((key, hash));
                 }
             }
+            self.send(gathered).await;
             if again.is_empty() {
                 return;
             }
             keys = again;
             tokio::time::sleep(AGAIN).await;
         }
+        let mut gathered = Gathered::new();
         for (key, _) in keys {
-            self.answer(self.leave(&key), Looked::Unavailable);
+            gather(&mut gathered, self.leave(&key), &Looked::Unavailable);
         }
+        self.send(gathered).await;
     }
 
-    /// Keeps what was read and tells it to those who wait; false if it is not believed and they still wait.
-    fn settle(&self, key: Key, hash: u64, entry: Option<Entry>, as_of: AsOf) -> bool {
+    /// Keeps what was read and answers those who wait; false if it is not believed and they still wait.
+    fn settle(&self, key: Key, hash: u64, entry: Option<Entry>, as_of: AsOf, gathered: &mut Gathered) -> bool {
         let kept = match &entry {
             Some(entry) => self.memory.keep(hash, &key, entry, as_of),
             None => self.memory.keep_missing(hash, &key, as_of, time::now()),
@@ -145,43 +159,50 @@ impl Flight {
         if !self.memory.feed.believes(hash, as_of) {
             let mut alone = false;
             for waiter in waiters {
-                alone |= self.wait(key, waiter);
+                alone |= self.wait(waiter);
             }
             return !alone;
         }
         match entry {
-            None => self.answer(waiters, Looked::Missing),
+            None => gather(gathered, waiters, &Looked::Missing),
             Some(entry) if entry.rules.limited && entry.rules.validity(time::now()) == Validity::Valid => {
-                self.take_visits(key, &entry, waiters);
+                self.take_visits(&entry, waiters);
             }
-            Some(entry) => self.answer(waiters, Looked::Found(Box::new(entry))),
+            Some(entry) => gather(gathered, waiters, &Looked::Found(Box::new(entry))),
         }
         true
     }
 
-    fn leave(&self, key: &Key) -> Vec<Waiter> {
+    fn leave(&self, key: &Key) -> Vec<Lookup> {
         self.waiting.remove(key).map(|(_, waiters)| waiters).unwrap_or_default()
     }
 
-    fn answer(&self, waiters: Vec<Waiter>, looked: Looked) {
-        for waiter in waiters {
-            // Nobody listens when the visitor has gone.
-            let _ = waiter.reply.send(looked.clone());
+    async fn send(&self, gathered: Gathered) {
+        for (worker, answers) in gathered {
+            // A worker that has ended asks no more.
+            let _ = self.answers[worker].send(answers).await;
         }
     }
 
     /// A limited link is found by as many as it has visits left.
-    fn take_visits(&self, key: Key, entry: &Entry, waiters: Vec<Waiter>) {
+    fn take_visits(&self, entry: &Entry, waiters: Vec<Lookup>) {
         for waiter in waiters {
-            let (store, entry) = (self.store.clone(), entry.clone());
+            let (store, entry, worker) = (self.store.clone(), entry.clone(), self.answers[waiter.worker].clone());
             tokio::spawn(async move {
-                let taken = if waiter.visit { store.take_visit(key, entry.id, time::now()).await } else { Ok(true) };
-                let _ = waiter.reply.send(match taken {
+                let taken = if waiter.visit { store.take_visit(waiter.key, entry.id, time::now()).await } else { Ok(true) };
+                let looked = match taken {
                     Ok(true) => Looked::Found(Box::new(entry)),
                     Ok(false) => Looked::UsedUp,
                     Err(_) => Looked::Unavailable,
-                });
+                };
+                let _ = worker.send(vec![(waiter.id, looked)]).await;
             });
         }
+    }
+}
+
+fn gather(gathered: &mut Gathered, waiters: Vec<Lookup>, looked: &Looked) {
+    for waiter in waiters {
+        gathered.entry(waiter.worker).or_default().push((waiter.id, looked.clone()));
     }
 }

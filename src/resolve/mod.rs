@@ -3,13 +3,14 @@
 //! In: a key and now. Out: a [`Resolution`], at once from `hot` or `shards`, or by way of the `lookup` crossing.
 //! Never: says that a link is missing when that could not be found out; waits in front for anything but a look-up
 //! that no memory can answer; believes a value that is older than a change of its key.
-//! At its limit: [`LOOKUPS_MAX`] look-ups may wait; one more is `Unavailable`.
+//! At its limit: [`ask::ASKED_MAX`] look-ups of a core may be open; one more is `Unavailable`.
 //!
 //! ```text
-//!   front:  hot ▸ shards ▸ negative ─ lookup crossing ─▶ back:  flight ▸ store
-//!                                                               follow ─ note, remove, advance ─▶ shards, negative
+//!   front:  hot ▸ shards ▸ negative ▸ ask ─ lookup crossing ─▶ back:  flight ▸ store
+//!                                        follow ─ note, remove, advance ─▶ shards, negative
 //! ```
 
+pub mod ask;
 pub mod flight;
 pub mod follow;
 pub mod hot;
@@ -23,20 +24,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::domain::key::Key;
 use crate::domain::link::{Entry, Validity};
 use crate::domain::target::Target;
 use crate::domain::time::UnixMillis;
-use flight::{Looked, Lookup};
+use ask::Ask;
+use flight::Looked;
 use hot::{Hot, Ready};
 use invalidate::{AsOf, Feed, Trust};
 use negative::Negative;
 use shards::{Hit, Shards};
-
-/// Look-ups that may wait for the store, in the whole process.
-pub const LOOKUPS_MAX: usize = 8192;
 
 /// What a key leads to, now.
 #[derive(Clone, Debug)]
@@ -140,14 +139,19 @@ impl Memory {
 pub struct Resolver {
     memory: Arc<Memory>,
     hot: RefCell<Hot>,
-    lookups: mpsc::Sender<Lookup>,
+    ask: Ask,
     defaults: Defaults,
 }
 
 impl Resolver {
     #[must_use]
-    pub fn new(memory: Arc<Memory>, lookups: mpsc::Sender<Lookup>, defaults: Defaults) -> Self {
-        Self { memory, hot: RefCell::default(), lookups, defaults }
+    pub fn new(memory: Arc<Memory>, ask: Ask, defaults: Defaults) -> Self {
+        Self { memory, hot: RefCell::default(), ask, defaults }
+    }
+
+    /// Sends this core's questions across and hands out the answers, until back has gone.
+    pub async fn run(&self) {
+        self.ask.run().await;
     }
 
     /// Resolves from memory, or asks. `visit`: whether a limited link is used by it.
@@ -166,10 +170,9 @@ impl Resolver {
                 return Step::Done(Resolution::Missing, Tier::Shards);
             }
         }
-        let (reply, looked) = oneshot::channel();
-        match self.lookups.try_send(Lookup { key: *key, hash, visit, reply }) {
-            Ok(()) => Step::Asked(looked),
-            Err(_) => Step::Done(Resolution::Unavailable, Tier::Store),
+        match self.ask.ask(*key, hash, visit) {
+            Some(looked) => Step::Asked(looked),
+            None => Step::Done(Resolution::Unavailable, Tier::Store),
         }
     }
 
@@ -225,4 +228,149 @@ impl Resolver {
 #[must_use]
 pub fn header_value(target: Target) -> HeaderValue {
     HeaderValue::from_maybe_shared(Bytes::from(target.into_string())).expect("a target is graphic ASCII")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::key::{Case, DomainId};
+    use crate::domain::link::{LinkId, Rules};
+    use crate::resolve::invalidate::AsOf;
+
+    const KEYS: usize = 4;
+
+    /// What may happen, in any order: links change, look-ups begin, read the store and come to an end much later, and the
+    /// feed is followed one line at a time.
+    #[derive(Clone, Debug)]
+    enum Event {
+        Change { key: usize, exists: bool },
+        Begin(usize),
+        Read(usize),
+        End(usize),
+        Note,
+        Advance,
+        Restore,
+    }
+
+    fn events() -> impl Strategy<Value = Vec<Event>> {
+        let event = prop_oneof![
+            4 => (0..KEYS, any::<bool>()).prop_map(|(key, exists)| Event::Change { key, exists }),
+            6 => (0..KEYS).prop_map(Event::Begin),
+            6 => (0..8usize).prop_map(Event::Read),
+            6 => (0..8usize).prop_map(Event::End),
+            8 => Just(Event::Note),
+            6 => Just(Event::Advance),
+        ];
+        prop::collection::vec(prop_oneof![60 => event, 1 => Just(Event::Restore)], 1..200)
+    }
+
+    struct Lookup {
+        key: usize,
+        as_of: AsOf,
+        read: Option<Option<Entry>>,
+    }
+
+    /// A store with a history, and how far its feed was followed.
+    #[derive(Default)]
+    struct World {
+        /// The version and what the link is since then, for each key.
+        links: [Vec<(u64, Option<Entry>)>; KEYS],
+        feed: Vec<(u64, usize)>,
+        noted: usize,
+        advanced: usize,
+    }
+
+    fn key(number: usize) -> Key {
+        let code = crate::domain::key::Code::parse(format!("code{number}").as_bytes(), Case::Sensitive).unwrap();
+        Key { domain: DomainId(0), code }
+    }
+
+    fn entry(version: u64) -> Entry {
+        let target = Target::new(&format!("https://example.com/{version}")).unwrap();
+        Entry { id: LinkId(version), target, rules: Rules::default() }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+        /// Once the feed was followed past a change, nothing older is served, however late a look-up ends.
+        #[test]
+        fn nothing_older_than_a_change_that_was_followed_is_served(events in events()) {
+            let memory = Memory::new(0, 1, Duration::from_secs(3600), 0);
+            let mut world = World::default();
+            let mut version = 0;
+            let mut lookups: Vec<Lookup> = Vec::new();
+            let now = UnixMillis(0);
+            for event in events {
+                match event {
+                    Event::Change { key, exists } => {
+                        version += 1;
+                        world.links[key].push((version, exists.then(|| entry(version))));
+                        world.feed.push((version, key));
+                    }
+                    Event::Begin(key) => lookups.push(Lookup { key, as_of: memory.feed.now(), read: None }),
+                    Event::Read(index) => {
+                        if let Some(lookup) = lookups.get_mut(index) && lookup.read.is_none() {
+                            lookup.read = Some(world.links[lookup.key].last().and_then(|(_, entry)| entry.clone()));
+                        }
+                    }
+                    Event::End(index) => {
+                        if lookups.get(index).is_some_and(|lookup| lookup.read.is_some()) {
+                            let lookup = lookups.remove(index);
+                            let key = key(lookup.key);
+                            let hash = memory.hash(&key);
+                            let _ = match lookup.read.unwrap() {
+                                Some(entry) => memory.keep(hash, &key, &entry, lookup.as_of),
+                                None => memory.keep_missing(hash, &key, lookup.as_of, now),
+                            };
+                        }
+                    }
+                    Event::Note => {
+                        if let Some((version, number)) = world.feed.get(world.noted) {
+                            let key = key(*number);
+                            let hash = memory.hash(&key);
+                            memory.feed.note(hash, *version);
+                            memory.negative.remove(hash, &key);
+                            memory.shards.remove(hash, &key, true);
+                            world.noted += 1;
+                        }
+                    }
+                    Event::Advance => {
+                        world.advanced = world.noted;
+                        if let Some((version, _)) = world.noted.checked_sub(1).and_then(|last| world.feed.get(last)) {
+                            memory.feed.advance(*version);
+                        }
+                    }
+                    Event::Restore => {
+                        // A backup from before everything: versions begin anew.
+                        world = World::default();
+                        version = 0;
+                        lookups.iter_mut().filter(|lookup| lookup.read.is_none()).for_each(|lookup| lookup.read = Some(None));
+                        memory.feed.restart(0);
+                        memory.shards.clear();
+                        memory.negative.clear();
+                    }
+                }
+                let followed = world.noted.checked_sub(1).map_or(0, |last| world.feed[last].0);
+                for number in 0..KEYS {
+                    let key = key(number);
+                    let hash = memory.hash(&key);
+                    let changes = &world.links[number];
+                    // What may be served: the state at the last change that was followed, or any later one.
+                    let first = changes.iter().rposition(|(version, _)| *version <= followed);
+                    let may = |served: &Option<Entry>| {
+                        first.is_none() && served.is_none() || changes[first.unwrap_or(0)..].iter().any(|(_, entry)| entry == served)
+                    };
+                    if let Some(hit) = memory.shards.get(hash, &key) {
+                        prop_assert!(may(&Some(hit.entry)), "an old entry of {:?}", key);
+                    }
+                    if memory.negative.has(hash, &key, now) {
+                        prop_assert!(may(&None), "an old absence of {:?}", key);
+                    }
+                }
+            }
+        }
+    }
 }

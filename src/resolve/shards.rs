@@ -436,3 +436,149 @@ impl<'a> Reader<'a> {
         u64::from_le_bytes(self.take(8).try_into().expect("eight were taken"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A hash of the test's own: few bits, so that keys meet in the index.
+    fn hash_of(key: &Key) -> u64 {
+        let mut buffer = [0; 10];
+        key.code.bytes(&mut buffer).iter().fold(u64::from(key.domain.0), |sum, byte| sum.wrapping_mul(31) + u64::from(*byte)) % 509 * 0x0001_0001_0001_0001
+    }
+
+    fn key(number: u16) -> Key {
+        let text = if number.is_multiple_of(5) { format!("a.long.code.{number}") } else { format!("c{number}") };
+        Key { domain: DomainId(number % 3), code: Code::parse(text.as_bytes(), Case::Sensitive).unwrap() }
+    }
+
+    fn entry(version: u32, length: usize) -> Entry {
+        let target = Target::new(&format!("https://example.com/{version}/{}", "x".repeat(length))).unwrap();
+        let rules = match version % 3 {
+            0 => Rules::default(),
+            1 => Rules {
+                status: Some(301),
+                cache_control: Some("public, max-age=5".into()),
+                forward_query: Some(false),
+                expires_at: Some(UnixMillis(i64::from(version))),
+                expired_url: Target::new("https://example.com/over"),
+                ..Rules::default()
+            },
+            _ => Rules { gone: true, starts_at: Some(UnixMillis(-1)), forward_query: Some(true), ..Rules::default() },
+        };
+        Entry { id: LinkId(u64::from(version) << 20), target, rules }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert { key: u16, length: usize, believed: bool },
+        Get(u16),
+        Remove { key: u16, bump: bool },
+        Clear,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let key = 0..400u16;
+        let length = prop_oneof![8 => 0..200usize, 1 => 0..20_000usize];
+        let step = prop_oneof![
+            200 => (key.clone(), length, prop::bool::weighted(0.9)).prop_map(|(key, length, believed)| Step::Insert { key, length, believed }),
+            200 => key.clone().prop_map(Step::Get),
+            20 => (key, any::<bool>()).prop_map(|(key, bump)| Step::Remove { key, bump }),
+            1 => Just(Step::Clear),
+        ];
+        prop::collection::vec(step, 1..3000)
+    }
+
+    fn entries(shards: &Shards) -> usize {
+        shards.figures().entries as usize
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+        /// Against a map that forgets nothing: what is there is the last that was believed, whatever was evicted.
+        #[test]
+        fn it_remembers_the_last_or_nothing(steps in steps(), budget in 0..4u64 << 20) {
+            let shards = Shards::new(budget, 1);
+            let limit = (shards.shards.len() * SEGMENTS_MIN * SEGMENT_BYTES) as u64;
+            let mut model: HashMap<u16, Entry> = HashMap::new();
+            let mut version = 0;
+            for step in steps {
+                match step {
+                    Step::Insert { key: number, length, believed } => {
+                        version += 1;
+                        let (key, entry) = (key(number), entry(version, length));
+                        let hash = hash_of(&key);
+                        prop_assert_eq!(shards.insert(hash, &key, &entry, hash_of, || believed), believed);
+                        if believed {
+                            let fits = encode(&key, &entry).len() <= RECORD_BYTES_MAX;
+                            let got = shards.get(hash, &key).map(|hit| hit.entry);
+                            prop_assert_eq!(got.as_ref(), fits.then_some(&entry), "what was just kept is there");
+                            if fits { model.insert(number, entry) } else { model.remove(&number) };
+                        }
+                    }
+                    Step::Get(number) => {
+                        let key = key(number);
+                        let epoch = shards.epoch(hash_of(&key));
+                        if let Some(hit) = shards.get(hash_of(&key), &key) {
+                            prop_assert_eq!(Some(&hit.entry), model.get(&number));
+                            prop_assert_eq!(hit.epoch, epoch);
+                        }
+                    }
+                    Step::Remove { key: number, bump } => {
+                        let key = key(number);
+                        let epoch = shards.epoch(hash_of(&key));
+                        shards.remove(hash_of(&key), &key, bump);
+                        prop_assert!(shards.get(hash_of(&key), &key).is_none());
+                        prop_assert_eq!(shards.epoch(hash_of(&key)) != epoch, bump);
+                        model.remove(&number);
+                    }
+                    Step::Clear => {
+                        shards.clear();
+                        prop_assert_eq!(entries(&shards), 0);
+                        model.clear();
+                    }
+                }
+            }
+            let figures = shards.figures();
+            prop_assert!(figures.entries as usize <= model.len());
+            prop_assert!(figures.bytes <= budget.max(limit) + (64 << 10), "{:?}", figures);
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_stays_when_others_come() {
+        let shards = Shards::new(0, 1);
+        let asked = key(1);
+        let keep = |number: u16| {
+            let key = key(number);
+            assert!(shards.insert(hash_of(&key), &key, &entry(3, 1000), hash_of, || true));
+        };
+        keep(1);
+        for number in 2..3000 {
+            keep(number);
+            assert!(shards.get(hash_of(&asked), &asked).is_some(), "after {number}");
+        }
+        let figures = shards.figures();
+        assert!(figures.evictions > 2000, "{figures:?}");
+        assert_eq!(figures.evictions + figures.entries, 2999);
+    }
+
+    #[test]
+    fn all_of_a_segment_asked_for_still_makes_room() {
+        let shards = Shards::new(0, 1);
+        for number in 0..2000 {
+            let new = key(number);
+            assert!(shards.insert(hash_of(&new), &new, &entry(3, 1000), hash_of, || true));
+            for asked in number.saturating_sub(700)..number {
+                let key = key(asked);
+                let _ = shards.get(hash_of(&key), &key);
+            }
+        }
+        assert!(shards.figures().bytes <= (SEGMENTS_MIN * SEGMENT_BYTES + (64 << 10)) as u64);
+    }
+}

@@ -59,9 +59,11 @@ impl Store {
     }
 
     /// The entries of `keys`, in their order; none where there is no such link. All are of one moment.
+    /// The embedded store reads them on the caller's own thread: two switches of threads would cost several times the
+    /// read. Only the look-up thread calls it.
     pub async fn look_up(&self, keys: Vec<Key>) -> Result<Vec<Option<Entry>>> {
         match self {
-            Self::Sqlite(sqlite) => sqlite.read(move |db| sqlite::links::look_up(db, &keys)).await,
+            Self::Sqlite(sqlite) => sqlite.read_here(|db| sqlite::links::look_up(db, &keys)),
         }
     }
 

@@ -125,20 +125,24 @@ impl Sqlite {
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let shared = Arc::clone(&self.0);
-        let task = tokio::task::spawn_blocking(move || {
-            let idle = shared.idle_readers.lock().expect("nobody panics with it").pop();
-            let mut db = match idle {
-                Some(db) => db,
-                None => connect(&shared.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
-            };
-            let transaction = db.transaction().map_err(explain)?;
-            let value = work(&transaction).map_err(explain)?;
-            transaction.commit().map_err(explain)?;
-            shared.idle_readers.lock().expect("nobody panics with it").push(db);
-            Ok(value)
-        });
+        let this = self.clone();
+        let task = tokio::task::spawn_blocking(move || this.read_here(work));
         task.await.map_err(|error| Error::Broken(format!("a read ended early: {error}")))?
+    }
+
+    /// The same on the caller's own thread, which waits for the disk.
+    pub fn read_here<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        let shared = &*self.0;
+        let idle = shared.idle_readers.lock().expect("nobody panics with it").pop();
+        let mut db = match idle {
+            Some(db) => db,
+            None => connect(&shared.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
+        };
+        let transaction = db.transaction().map_err(explain)?;
+        let value = work(&transaction).map_err(explain)?;
+        transaction.commit().map_err(explain)?;
+        shared.idle_readers.lock().expect("nobody panics with it").push(db);
+        Ok(value)
     }
 
     /// Runs `work` in the writer's next transaction and returns what it returned once that is on the disk.
