@@ -7,13 +7,15 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use hyper::server::conn::http1;
-use tokio::net::TcpStream;
+use rustix::net::SocketFlags;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -95,8 +97,8 @@ async fn serve(setup: Setup) -> io::Result<()> {
     let front = Rc::clone(&worker.front);
     tokio::task::spawn_local(async move { front.run().await });
     for listener in listeners {
-        let tokio_listener = tokio::net::TcpListener::from_std(listener.socket.try_clone()?)?;
-        tokio::task::spawn_local(accept_all(Rc::clone(&worker), listener, tokio_listener));
+        let socket = watch(listener.socket.try_clone()?)?;
+        tokio::task::spawn_local(accept_all(Rc::clone(&worker), listener, socket));
     }
     // Nobody listens when the start was given up.
     let _ = ready.send(());
@@ -184,17 +186,17 @@ fn reserve() -> Option<OwnedFd> {
 
 /// Accepts until the server drains. Then a socket of our own is emptied before it is closed, since closing resets
 /// what waits in it; a passed one is left as it is, for the next process.
-async fn accept_all(worker: Rc<Worker>, listener: Listener, socket: tokio::net::TcpListener) {
+async fn accept_all(worker: Rc<Worker>, listener: Listener, socket: AsyncFd<TcpListener>) {
     loop {
         let accepted = tokio::select! {
             biased;
-            accepted = socket.accept() => accepted,
+            accepted = socket.async_io(Interest::READABLE, accept) => accepted,
             () = worker.changed.notified() => {
                 if worker.draining.get() { break } else { continue }
             }
         };
         match accepted {
-            Ok((stream, from)) => worker.admit(stream, from.ip(), &listener),
+            Ok((stream, from)) => worker.admit(stream, from, &listener),
             Err(error) if is_out_of_descriptors(&error) => worker.turn_away_one(&listener.socket),
             // The peer has gone already.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -205,12 +207,25 @@ async fn accept_all(worker: Rc<Worker>, listener: Listener, socket: tokio::net::
     if listener.passed {
         return;
     }
-    while let Ok((stream, from)) = listener.socket.accept() {
-        let converted = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
-        if let Ok(stream) = converted {
-            worker.admit(stream, from.ip(), &listener);
-        }
+    while let Ok((stream, from)) = accept(&listener.socket) {
+        worker.admit(stream, from, &listener);
     }
+}
+
+/// tokio's own listener would register each accepted socket with epoll; most of those that bring one request need not
+/// be (see `connection`).
+#[expect(unsafe_code, reason = "tokio wants a promise that std's TcpListener keeps by its type")]
+fn watch(socket: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+    // SAFETY: a TcpListener owns its descriptor, which stays open and the same until it is dropped with the AsyncFd.
+    unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// One connection off the queue, not blocking, and who it is.
+fn accept(socket: &TcpListener) -> io::Result<(TcpStream, IpAddr)> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (stream, from) = rustix::net::acceptfrom_with(socket, flags)?;
+    let from = from.and_then(|from| SocketAddr::try_from(from).ok());
+    Ok((stream.into(), from.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |from| from.ip())))
 }
 
 fn is_out_of_descriptors(error: &io::Error) -> bool {

@@ -47,7 +47,7 @@ enum Action {
         #[arg(long, value_name = "HOST")]
         domain: Option<String>,
         #[command(flatten)]
-        fields: Fields,
+        fields: Box<Fields>,
     },
     /// Show a link
     Show(Which),
