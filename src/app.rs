@@ -168,10 +168,12 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         count => count,
     };
     let mut shares = listeners(&config, workers)?;
-    let mut addresses: Vec<Listen> = shares.iter().flatten().map(|listener| listener.listen).collect();
-    addresses.dedup();
-    addresses.sort_by_key(|listen| listen.address);
-    addresses.dedup();
+    let mut addresses: Vec<Listen> = Vec::new();
+    for listener in shares.iter().flatten() {
+        if !addresses.contains(&listener.listen) {
+            addresses.push(listener.listen);
+        }
+    }
     let base_url = base_url(&config, &shares);
 
     let hosts: Vec<String> = config.domains.iter().map(|domain| domain.host.clone()).collect();
@@ -230,7 +232,8 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         header_ms: millis(config.connections.header_timeout),
         idle_ms: millis(config.connections.idle_timeout),
     };
-    let tick_ms = (limits.header_ms.min(limits.idle_ms) / 4).clamp(TICK_MS_MIN, TICK_MS_MAX);
+    let watchdog_ms = sd_notify::watchdog_enabled().map_or(u64::MAX, millis);
+    let tick_ms = (limits.header_ms.min(limits.idle_ms).min(watchdog_ms) / 4).clamp(TICK_MS_MIN, TICK_MS_MAX);
     let connections_max = config.connections.max.unwrap_or_else(connections_by_nofile).div_ceil(workers).max(1);
     let mut control = Control::default();
     let (mut threads, mut accepting) = (Vec::new(), Vec::new());
@@ -263,12 +266,12 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
 }
 
 impl Running {
-    /// Serves until `stop` comes; then drains for at most `grace`. Every worker has ended when it returns; true if each
-    /// of its connections had ended before.
+    /// Serves until `stop` comes; then says so for `drain`, accepts no more and ends its connections for at most
+    /// `grace`. Every worker has ended when it returns; true if each of its connections had ended before.
     pub async fn serve(self, stop: impl Future<Output = ()>, drain: Duration, grace: Duration) -> bool {
         let mut stop = std::pin::pin!(stop);
         let mut ticks = tokio::time::interval(self.tick);
-        let mut watchdog = Watchdog::new(self.started);
+        let mut watchdog = Watchdog::new();
         loop {
             tokio::select! {
                 () = &mut stop => break,
@@ -287,7 +290,7 @@ impl Running {
         while !self.control.is_over() {
             ticks.tick().await;
             let waited = time::monotonic().saturating_duration_since(begun);
-            if waited >= grace {
+            if waited >= drain + grace {
                 break;
             }
             if waited >= drain && !told {
@@ -326,7 +329,7 @@ struct Watchdog {
 }
 
 impl Watchdog {
-    fn new(_started: Instant) -> Self {
+    fn new() -> Self {
         Self { interval_ms: sd_notify::watchdog_enabled().map(millis), fed_ms: 0 }
     }
 

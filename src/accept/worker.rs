@@ -96,9 +96,10 @@ async fn serve(setup: Setup) -> io::Result<()> {
     });
     let front = Rc::clone(&worker.front);
     tokio::task::spawn_local(async move { front.run().await });
+    let mut accepting = Vec::new();
     for listener in listeners {
         let socket = watch(listener.socket.try_clone()?)?;
-        tokio::task::spawn_local(accept_all(Rc::clone(&worker), listener, socket));
+        accepting.push(tokio::task::spawn_local(accept_all(Rc::clone(&worker), listener, socket)));
     }
     // Nobody listens when the start was given up.
     let _ = ready.send(());
@@ -112,7 +113,13 @@ async fn serve(setup: Setup) -> io::Result<()> {
         };
         match order {
             Some(Order::Tick { ms }) => worker.tick(ms),
-            Some(Order::Drain) => worker.drain(),
+            Some(Order::Drain) => {
+                worker.drain();
+                for accepting in accepting.drain(..) {
+                    // They end at once; what waited in our own sockets is admitted then.
+                    let _ = accepting.await;
+                }
+            }
             Some(Order::Stop) | None => break,
         }
         if worker.draining.get() && worker.connections.borrow().open == 0 {
@@ -169,14 +176,23 @@ impl Worker {
         });
     }
 
-    /// Out of descriptors: gives the reserve away to take one connection off the queue and close it. Otherwise the
-    /// loop would spin on a queue that it cannot empty, or stop for good.
-    fn turn_away_one(&self, socket: &TcpListener) {
-        self.reserve.borrow_mut().take();
-        if socket.accept().is_ok() {
-            self.counts.no_descriptor.add(1);
+    /// The next connection off the queue; none if it was turned away.
+    fn accept(&self, socket: &TcpListener) -> io::Result<Option<(TcpStream, IpAddr)>> {
+        match accept(socket) {
+            Err(error) if is_out_of_descriptors(&error) => self.turn_away_one(socket).map(|()| None),
+            accepted => accepted.map(Some),
         }
+    }
+
+    /// Out of descriptors: gives the reserve away to take one connection off the queue and close it. Otherwise the
+    /// loop would spin on a queue that it cannot empty, or stop for good. `WouldBlock` if nobody waits: without a
+    /// descriptor the kernel complains before it looks, and the socket would seem ready for ever.
+    fn turn_away_one(&self, socket: &TcpListener) -> io::Result<()> {
+        self.reserve.borrow_mut().take();
+        // Closed before the reserve is taken back: it has the descriptor.
+        let turned_away = accept(socket).map(drop);
         *self.reserve.borrow_mut() = reserve();
+        turned_away.map(|()| self.counts.no_descriptor.add(1))
     }
 }
 
@@ -187,17 +203,16 @@ fn reserve() -> Option<OwnedFd> {
 /// Accepts until the server drains. Then a socket of our own is emptied before it is closed, since closing resets
 /// what waits in it; a passed one is left as it is, for the next process.
 async fn accept_all(worker: Rc<Worker>, listener: Listener, socket: AsyncFd<TcpListener>) {
-    loop {
+    while !worker.draining.get() {
         let accepted = tokio::select! {
             biased;
-            accepted = socket.async_io(Interest::READABLE, accept) => accepted,
-            () = worker.changed.notified() => {
-                if worker.draining.get() { break } else { continue }
-            }
+            accepted = socket.async_io(Interest::READABLE, |socket| worker.accept(socket)) => accepted,
+            () = worker.changed.notified() => continue,
         };
         match accepted {
-            Ok((stream, from)) => worker.admit(stream, from, &listener),
-            Err(error) if is_out_of_descriptors(&error) => worker.turn_away_one(&listener.socket),
+            Ok(Some((stream, from))) => worker.admit(stream, from, &listener),
+            // Turned away.
+            Ok(None) => {}
             // The peer has gone already.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             // The kernel is short of memory or buffers: until the next tick.

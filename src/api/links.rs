@@ -19,8 +19,9 @@ use crate::guard::keys::Scope;
 use crate::store::row::Filter;
 use crate::table::{Format, Writer};
 
-/// Links that are read at a time, for one piece of the stream.
-const PAGE: u32 = 200;
+/// Links that are read at a time, for one piece of the stream: at 2 KiB each, several copies of it stay far below the
+/// megabyte that an unread export may cost.
+const PAGE: u32 = 25;
 /// Pieces that wait for a client that reads slowly: all that an export keeps in memory beside the one in the making.
 const PIECES_MAX: usize = 1;
 

@@ -35,7 +35,7 @@ pub async fn shorten(
         }
         _ => {}
     }
-    let draft = draft(json_object(request).await?).map_err(Problem::fields)?;
+    let (draft, mut errors) = draft(json_object(request).await?);
     let original = draft.url.clone();
     let checked = {
         let links = Arc::clone(&api.links);
@@ -46,8 +46,16 @@ pub async fn shorten(
         };
         tokio::task::spawn_blocking(check).await.map_err(|_| Problem::new(500, "the request failed"))?
     };
-    let checked = checked
-        .map_err(|errors| Problem::fields(errors.into_iter().map(|bad| FieldError::of(bad, &NAMES)).collect()))?;
+    let checked = match checked {
+        Ok(checked) if errors.is_empty() => checked,
+        checked => {
+            let known: Vec<String> = errors.iter().map(|error| error.pointer.clone()).collect();
+            let more = checked.err().unwrap_or_default().into_iter().map(|bad| FieldError::of(bad, &NAMES));
+            // A field of the wrong type is not missing as well.
+            errors.extend(more.filter(|error| !known.contains(&error.pointer)));
+            return Err(Problem::fields(errors));
+        }
+    };
     if checked.lookalike {
         tracing::info!(target_url = checked.fields.target.as_str(), "a link's host looks like another one");
     }
@@ -74,8 +82,8 @@ pub async fn shorten(
     Ok((StatusCode::CREATED, headers, axum::Json(body)))
 }
 
-/// The draft that a body is, or every field of the wrong name or type.
-fn draft(body: Map<String, Value>) -> Result<Draft, Vec<FieldError>> {
+/// The draft that a body is, and every field of the wrong name or type.
+fn draft(body: Map<String, Value>) -> (Draft, Vec<FieldError>) {
     let mut draft = Draft::default();
     let mut errors = Vec::new();
     for (name, value) in body {
@@ -103,5 +111,5 @@ fn draft(body: Map<String, Value>) -> Result<Draft, Vec<FieldError>> {
             }
         }
     }
-    if errors.is_empty() { Ok(draft) } else { Err(errors) }
+    (draft, errors)
 }

@@ -63,6 +63,13 @@ async fn live(loaded: &Loaded) -> Outcome {
     make_first_key(&store, &key_file).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    // Not the end of the process, as it would be without a handler.
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::warn!("SIGHUP: the configuration is read at the start alone, restart to read it anew");
+        }
+    });
     let running = app::start(config.clone(), store).await?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -100,6 +100,27 @@ impl Front {
 
     /// The answer to a request.
     pub fn answer(self: &Rc<Self>, request: Request<Incoming>, via: Via) -> Answer {
+        if self.shared.access_log { self.logged(request, via) } else { self.respond(request, via) }
+    }
+
+    /// The answer, and a line of the log when it is there: for who asked for it, at its price.
+    fn logged(self: &Rc<Self>, request: Request<Incoming>, via: Via) -> Answer {
+        let begun = Stamp::now();
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let client = via.peer.client(request.headers(), &self.shared.trusted);
+        let host = request.headers().get(header::HOST).cloned();
+        let answer = self.respond(request, via);
+        Answer::later(async move {
+            let Ok(response) = answer.await;
+            let host = host.as_ref().map(|host| String::from_utf8_lossy(host.as_bytes()));
+            let host = host.as_deref().unwrap_or("");
+            let micros = Stamp::now().nanos_since(begun) / 1000;
+            tracing::info!(%client, %method, %uri, host, status = response.status().as_u16(), micros, "request");
+            response
+        })
+    }
+
+    fn respond(self: &Rc<Self>, request: Request<Incoming>, via: Via) -> Answer {
         let begun = Stamp::now();
         let shared = &*self.shared;
         let asked = route(request.method(), request.uri(), request.headers(), &shared.site, via.surface);
@@ -211,20 +232,20 @@ impl Front {
     }
 
     /// Sends what is no redirect to back.
-    fn cross(&self, request: Request<Incoming>, via: Via) -> Answer {
+    fn cross(self: &Rc<Self>, request: Request<Incoming>, via: Via) -> Answer {
         let (reply, response) = oneshot::channel();
         let counts = &self.counts;
         let client = via.peer.client(request.headers(), &self.shared.trusted);
         match self.api.try_send(Call { request, peer: via.peer, client, reply }) {
             Ok(()) => {
                 counts.crossed.add(1);
-                let draining = self.draining.get();
+                let front = Rc::clone(self);
                 Answer::later(async move {
                     let response = match response.await {
                         Ok(response) => response.map(|body| Body::Back { body, done: None }),
                         Err(_) => unavailable(&HeaderMap::new()),
                     };
-                    if draining { respond::closing(response) } else { response }
+                    if front.draining.get() { respond::closing(response) } else { response }
                 })
             }
             Err(_) => {
@@ -285,10 +306,6 @@ impl Front {
         }
     }
 
-    #[must_use]
-    pub fn logs_access(&self) -> bool {
-        self.shared.access_log
-    }
 }
 
 const ROBOTS: &str = "User-agent: *\nDisallow:";
