@@ -81,7 +81,12 @@ fn work(memory: Arc<Memory>, key: Key) -> f64 {
     for _ in 0..OPERATIONS {
         if let Step::Done(Resolution::Found(ready), tier) = resolver.resolve(std::hint::black_box(&key), true, now) {
             hot += u64::from(tier == Tier::Hot);
-            recorder.record(&Visit { link: ready.link, at: now, kind: Kind::Click, client: IpAddr::V4(Ipv4Addr::LOCALHOST) });
+            recorder.record(&Visit {
+                link: ready.link,
+                at: now,
+                kind: Kind::Click,
+                client: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            });
             std::hint::black_box(ready);
         }
     }

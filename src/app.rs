@@ -32,9 +32,9 @@ use crate::http::route::Surface;
 use crate::http::site::{DomainSite, Page, Pages, Site};
 use crate::http::{self as front, Front};
 use crate::links::{Links, rfc3339};
+use crate::resolve::ask::{self, Ask};
 use crate::resolve::flight::{self, Flight};
 use crate::resolve::follow::Follower;
-use crate::resolve::ask::{self, Ask};
 use crate::resolve::{Defaults, Memory, Resolver, Tier, header_value};
 use crate::store::Store;
 
@@ -398,7 +398,8 @@ fn base_url(config: &Config, shares: &[Vec<Listener>]) -> String {
     }
 }
 
-fn policy(config: &Config, base_url: &str) -> anyhow::Result<Policy> {
+/// The rules of targets: what the configuration says, and no link to ourselves.
+pub fn policy(config: &Config, base_url: &str) -> anyhow::Result<Policy> {
     let targets = &config.targets;
     let blocklist = targets.blocklist.clone().map(|path| Blocklist::open(path, time::now())).transpose()?;
     let mut own: Vec<String> = targets.own_hosts.clone();

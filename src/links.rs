@@ -193,6 +193,11 @@ impl Links {
         let code = text(draft.code.clone()).and_then(|code| keep(&mut wrong, self.code(&code)));
         let created_at =
             text(draft.created_at.clone()).and_then(|at| keep(&mut wrong, moment("created_at", &at, None)));
+        for (field, count) in [("max_visits", draft.max_visits), ("clicks", draft.clicks)] {
+            if count.is_some_and(|count| i64::try_from(count).is_err()) {
+                wrong.push(bad(field, "too_large", format!("at most {}", i64::MAX)));
+            }
+        }
         let clicks = draft.clicks.unwrap_or(0);
         let target = match text(draft.url.clone()) {
             Some(written) => keep(&mut wrong, self.target("url", &written)).map(|(target, odd)| (written, target, odd)),
@@ -285,10 +290,9 @@ impl Links {
     pub async fn create(&self, checked: Checked, now: UnixMillis) -> Result<(Key, LinkId), NotMade> {
         let custom = checked.code.is_some();
         for draw in 0..DRAWS_MAX {
-            let new = self.new_link(checked.clone(), now).await?;
+            let new = self.new_link(checked.clone(), OnConflict::Take, now).await?;
             let made = (new.key, new.id);
-            let on_conflict = if custom { OnConflict::Take } else { OnConflict::Refuse };
-            match self.store.insert(vec![new], on_conflict, now).await?.first() {
+            match self.store.insert(vec![new], now).await?.first() {
                 Some(Inserted::Created | Inserted::Updated) => return Ok(made),
                 _ if custom => return Err(NotMade::Taken),
                 _ => self.count_redraw(draw),
@@ -304,7 +308,8 @@ impl Links {
         }
     }
 
-    /// Makes many links in one transaction; the outcomes stand in the order of `all`.
+    /// Makes many links in one transaction; the outcomes stand in the order of `all`. `on_conflict` is for codes that were
+    /// given: a generated one never takes the place of another link, nor of a deleted one.
     pub async fn import(
         &self,
         all: Vec<Checked>,
@@ -316,9 +321,9 @@ impl Links {
         for draw in 0..DRAWS_MAX {
             let mut rows = Vec::with_capacity(left.len());
             for (_, checked) in &left {
-                rows.push(self.new_link(checked.clone(), now).await?);
+                rows.push(self.new_link(checked.clone(), on_conflict, now).await?);
             }
-            let inserted = self.store.insert(rows, on_conflict, now).await?;
+            let inserted = self.store.insert(rows, now).await?;
             let mut again = Vec::new();
             for ((index, checked), outcome) in left.into_iter().zip(inserted) {
                 if outcome == Inserted::Taken && checked.code.is_none() {
@@ -336,10 +341,10 @@ impl Links {
         Err(NotMade::Full)
     }
 
-    async fn new_link(&self, checked: Checked, now: UnixMillis) -> Result<NewLink, NotMade> {
-        let code = match checked.code {
-            Some(code) => code,
-            None => self.generate().await?,
+    async fn new_link(&self, checked: Checked, given: OnConflict, now: UnixMillis) -> Result<NewLink, NotMade> {
+        let (code, on_conflict) = match checked.code {
+            Some(code) => (code, given),
+            None => (self.generate().await?, OnConflict::Refuse),
         };
         Ok(NewLink {
             id: LinkId(self.next(&self.ids, "link_ids").await?),
@@ -347,6 +352,7 @@ impl Links {
             fields: checked.fields,
             created_at: checked.created_at.unwrap_or(now),
             imported_clicks: checked.clicks,
+            on_conflict,
         })
     }
 

@@ -74,7 +74,10 @@ enum Socket {
     /// Registering it failed: there is no memory or no descriptor for it.
     Lost,
     /// `read`: its first bytes were read; whoever reads again waits.
-    New { socket: std::net::TcpStream, read: bool },
+    New {
+        socket: std::net::TcpStream,
+        read: bool,
+    },
     Registered(TcpStream),
 }
 

@@ -82,9 +82,8 @@ fn take(fd: RawFd, configured: &[Listen]) -> io::Result<Listener> {
 /// Shares passed sockets out so that each is accepted from and each worker has one, whichever are more.
 pub fn share_out(passed: Vec<Listener>, workers: usize) -> io::Result<Vec<Vec<Listener>>> {
     let mut shares: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
-    for extra in passed.len()..workers {
-        let Some(shared) = passed.get(extra % passed.len().max(1)) else { break };
-        shares[extra].push(Listener { socket: shared.socket.try_clone()?, ..*shared });
+    for (share, shared) in shares.iter_mut().skip(passed.len()).zip(passed.iter().cycle()) {
+        share.push(Listener { socket: shared.socket.try_clone()?, ..*shared });
     }
     for (index, listener) in passed.into_iter().enumerate() {
         shares[index % workers].push(listener);

@@ -121,8 +121,8 @@ impl Sheet<'_> {
     }
 }
 
-fn label(name: &'static str, value: impl ToString) -> Vec<Label> {
-    vec![(name, value.to_string())]
+fn label(name: &'static str, value: &str) -> Vec<Label> {
+    vec![(name, value.to_owned())]
 }
 
 impl Collector for Scrape {
@@ -236,7 +236,9 @@ impl Collector for Scrape {
         sheet.gauge(
             "waypost_degraded",
             "1 while something is away that redirects can do without.",
-            app_reasons().map(|reason| (label("reason", reason), f64::from(u8::from(degraded.contains(&reason))))),
+            crate::app::REASONS
+                .into_iter()
+                .map(|reason| (label("reason", reason), f64::from(u8::from(degraded.contains(&reason))))),
         )?;
         sheet.gauge(
             "waypost_ready",
@@ -245,8 +247,4 @@ impl Collector for Scrape {
         )?;
         Ok(())
     }
-}
-
-fn app_reasons() -> impl Iterator<Item = &'static str> {
-    crate::app::REASONS.into_iter()
 }

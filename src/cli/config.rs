@@ -5,7 +5,8 @@
 
 use clap::{Args, Subcommand};
 
-use super::{Common, Failure, Outcome, announce, configure, policy, print};
+use super::{Common, Failure, Outcome, announce, base_url, configure, print};
+use crate::app;
 use crate::config::load::{self, Flags};
 
 #[derive(Debug, Args)]
@@ -28,7 +29,7 @@ pub fn run(config: &Configuration, common: &Common) -> Outcome {
     match config.action {
         Action::Check => {
             // The block list is read where it is used, and not before.
-            policy(&loaded.config).map_err(Failure::config)?;
+            app::policy(&loaded.config, &base_url(&loaded.config)).map_err(Failure::config)?;
             match (&loaded.file, common.json) {
                 (file, true) => print(&serde_json::json!({"ok": true, "file": file}).to_string()),
                 (Some(file), false) => print(&format!("ok: {}", file.display())),

@@ -144,27 +144,19 @@ impl Run<'_> {
         if self.dry_run.is_some() {
             return self.foresee(&batch).await;
         }
-        // A generated code is never that of another link, nor of one that was deleted, whatever happens to given codes.
-        let (given, generated): (Vec<_>, Vec<_>) = batch.into_iter().partition(|(_, checked)| checked.code.is_some());
         let on_conflict = match self.on_conflict {
             Conflict::Fail | Conflict::Skip => OnConflict::Take,
             Conflict::Update => OnConflict::Update,
         };
-        for (rows, on_conflict) in [(given, on_conflict), (generated, OnConflict::Refuse)] {
-            if rows.is_empty() {
-                continue;
-            }
-            let names: Vec<(u64, Option<Code>)> = rows.iter().map(|(line, checked)| (*line, checked.code)).collect();
-            let checked = rows.into_iter().map(|(_, checked)| checked).collect();
-            let outcomes = self.links.import(checked, on_conflict, self.now).await.with_context(|| {
-                format!(
-                    "the import stopped at line {first}: what is counted above stays, and --on-conflict skip goes on \
-                     from there"
-                )
-            })?;
-            for ((line, code), outcome) in names.into_iter().zip(outcomes) {
-                self.count(line, code, &outcome);
-            }
+        let names: Vec<(u64, Option<Code>)> = batch.iter().map(|(line, checked)| (*line, checked.code)).collect();
+        let checked = batch.into_iter().map(|(_, checked)| checked).collect();
+        let outcomes = self.links.import(checked, on_conflict, self.now).await.with_context(|| {
+            format!(
+                "the import stopped at line {first}: what is counted above stays, and --on-conflict skip goes on from there"
+            )
+        })?;
+        for ((line, code), outcome) in names.into_iter().zip(outcomes) {
+            self.count(line, code, &outcome);
         }
         Ok(())
     }

@@ -22,11 +22,10 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use clap::{Args, Parser, Subcommand};
 
+use crate::app;
 use crate::config::Config;
 use crate::config::load::{self, Flags, Loaded};
 use crate::domain::key::DomainId;
-use crate::domain::time;
-use crate::guard::targets::{Blocklist, Policy};
 use crate::links::Links;
 use crate::store::row::Filter;
 use crate::store::sqlite::Sqlite;
@@ -199,27 +198,8 @@ fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, F
 async fn links(config: &Config, store: &Store) -> Result<Links, Failure> {
     let hosts = config.domains.iter().map(|domain| domain.host.clone()).collect();
     store.number_domains(hosts).await.map_err(Failure::store)?;
-    let policy = policy(config).map_err(Failure::config)?;
+    let policy = app::policy(config, &base_url(config)).map_err(Failure::config)?;
     Links::open(store.clone(), Arc::new(policy), config.codes.clone()).await.map_err(Failure::store)
-}
-
-/// The rules of targets, those of a server with this configuration.
-fn policy(config: &Config) -> anyhow::Result<Policy> {
-    let targets = &config.targets;
-    let blocklist = targets.blocklist.clone().map(|path| Blocklist::open(path, time::now())).transpose()?;
-    let mut own = targets.own_hosts.clone();
-    own.extend(config.domains.iter().map(|domain| domain.host.clone()));
-    if let Ok(url) = url::Url::parse(&base_url(config))
-        && let Some(host) = url.host()
-    {
-        // Another port of a machine is another service; a name of ours is ours.
-        own.push(match (host, url.port_or_known_default()) {
-            (url::Host::Domain(name), _) if name != "localhost" => name.to_owned(),
-            (host, Some(port)) => format!("{host}:{port}"),
-            (host, None) => host.to_string(),
-        });
-    }
-    Ok(Policy::new(&targets.schemes, targets.max_bytes, blocklist, &own, targets.lookalikes)?)
 }
 
 /// `base_url`, or the first listener; without a trailing slash.

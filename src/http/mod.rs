@@ -305,7 +305,6 @@ impl Front {
             );
         }
     }
-
 }
 
 const ROBOTS: &str = "User-agent: *\nDisallow:";
@@ -333,8 +332,8 @@ fn missing(site: &Site, domain: &DomainSite, headers: &HeaderMap) -> Response<Bo
 }
 
 fn gone(site: &Site, domain: &DomainSite, instead: Option<HeaderValue>, headers: &HeaderMap) -> Response<Body> {
-    match (instead.as_ref().or(domain.gone_url.as_ref()), &site.pages.gone) {
-        (Some(url), _) => respond::fallback(url.clone()),
+    match (instead.or_else(|| domain.gone_url.clone()), &site.pages.gone) {
+        (Some(url), _) => respond::fallback(url),
         (None, Some(page)) => respond::page(StatusCode::GONE, page),
         (None, None) => respond::sentence(StatusCode::GONE, "This short link has ended.", respond::wants_html(headers)),
     }

@@ -91,8 +91,12 @@ impl Flight {
         let reads = Arc::new(Semaphore::new(READS_MAX));
         let mut turns = Vec::new();
         while questions.recv_many(&mut turns, TURNS_MAX).await > 0 {
-            let keys: Vec<(Key, u64)> =
-                turns.drain(..).flatten().filter(|lookup| self.wait(*lookup)).map(|lookup| (lookup.key, lookup.hash)).collect();
+            let keys: Vec<(Key, u64)> = turns
+                .drain(..)
+                .flatten()
+                .filter(|lookup| self.wait(*lookup))
+                .map(|lookup| (lookup.key, lookup.hash))
+                .collect();
             for keys in keys.chunks(BATCH_MAX) {
                 let permit = Arc::clone(&reads).acquire_owned().await.expect("it is never closed");
                 let (flight, keys) = (Arc::clone(&self), keys.to_vec());
@@ -189,7 +193,8 @@ impl Flight {
         for waiter in waiters {
             let (store, entry, worker) = (self.store.clone(), entry.clone(), self.answers[waiter.worker].clone());
             tokio::spawn(async move {
-                let taken = if waiter.visit { store.take_visit(waiter.key, entry.id, time::now()).await } else { Ok(true) };
+                let taken =
+                    if waiter.visit { store.take_visit(waiter.key, entry.id, time::now()).await } else { Ok(true) };
                 let looked = match taken {
                     Ok(true) => Looked::Found(Box::new(entry)),
                     Ok(false) => Looked::UsedUp,

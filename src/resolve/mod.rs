@@ -164,7 +164,7 @@ impl Resolver {
                 return Step::Done(Resolution::Found(ready.clone()), Tier::Hot);
             }
             if let Some(hit) = memory.shards.get(hash, key) {
-                return Step::Done(self.from_shard(hash, key, hit, now), Tier::Shards);
+                return Step::Done(self.remembered(hash, key, hit, now), Tier::Shards);
             }
             if memory.negative.has(hash, key, now) {
                 return Step::Done(Resolution::Missing, Tier::Shards);
@@ -187,7 +187,7 @@ impl Resolver {
         }
     }
 
-    fn from_shard(&self, hash: u64, key: &Key, hit: Hit, now: UnixMillis) -> Resolution {
+    fn remembered(&self, hash: u64, key: &Key, hit: Hit, now: UnixMillis) -> Resolution {
         let resolution = self.answer(hit.entry, now);
         // Not at the first hit: codes that are asked for once would push out those that are asked for all day.
         if hit.marked

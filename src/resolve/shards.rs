@@ -448,7 +448,12 @@ mod tests {
     /// A hash of the test's own: few bits, so that keys meet in the index.
     fn hash_of(key: &Key) -> u64 {
         let mut buffer = [0; 10];
-        key.code.bytes(&mut buffer).iter().fold(u64::from(key.domain.0), |sum, byte| sum.wrapping_mul(31) + u64::from(*byte)) % 509 * 0x0001_0001_0001_0001
+        key.code
+            .bytes(&mut buffer)
+            .iter()
+            .fold(u64::from(key.domain.0), |sum, byte| sum.wrapping_mul(31) + u64::from(*byte))
+            % 509
+            * 0x0001_0001_0001_0001
     }
 
     fn key(number: u16) -> Key {

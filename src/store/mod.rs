@@ -14,7 +14,7 @@ use crate::domain::key::{DomainId, Key};
 use crate::domain::link::{Entry, Link, LinkId};
 use crate::domain::time::UnixMillis;
 use crate::guard::keys::KeyRecord;
-use row::{Change, ChangeRow, Filter, Inserted, NewLink, OnConflict};
+use row::{Change, ChangeRow, Filter, Inserted, NewLink};
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -68,9 +68,9 @@ impl Store {
     }
 
     /// Inserts links, durably when it returns. The outcomes stand in the order of `links`.
-    pub async fn insert(&self, links: Vec<NewLink>, on_conflict: OnConflict, now: UnixMillis) -> Result<Vec<Inserted>> {
+    pub async fn insert(&self, links: Vec<NewLink>, now: UnixMillis) -> Result<Vec<Inserted>> {
         match self {
-            Self::Sqlite(sqlite) => sqlite.write(move |tx| sqlite::links::insert(tx, &links, on_conflict, now)).await,
+            Self::Sqlite(sqlite) => sqlite.write(move |tx| sqlite::links::insert(tx, &links, now)).await,
         }
     }
 

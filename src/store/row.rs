@@ -13,13 +13,14 @@ pub struct NewLink {
     pub fields: Fields,
     pub created_at: UnixMillis,
     pub imported_clicks: u64,
+    pub on_conflict: OnConflict,
 }
 
 /// What happens to a link whose code is taken by one that is not deleted. A deleted link's code is free
 /// for those who ask for it by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnConflict {
-    /// It is [`Inserted::Taken`], also when the link that has it is deleted.
+    /// It is [`Inserted::Taken`], also when the link that has it is deleted: of generated codes.
     Refuse,
     /// It is [`Inserted::Taken`], unless the link that has it is deleted.
     Take,

@@ -98,7 +98,10 @@ fn serve(front: &Rc<Front>, requests: usize) -> u64 {
             let length = stream.read(&mut answer).unwrap();
             let text = std::str::from_utf8(&answer[..length]).unwrap();
             assert!(text.starts_with("HTTP/1.1 307 ") && text.ends_with("\r\n\r\n"), "{text}");
-            assert!(text.contains("location: https://example.com/very/long/url/path/1?utm_source=campaign\r\n"), "{text}");
+            assert!(
+                text.contains("location: https://example.com/very/long/url/path/1?utm_source=campaign\r\n"),
+                "{text}"
+            );
         }
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build_local(Default::default()).unwrap();

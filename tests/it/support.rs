@@ -356,7 +356,11 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            println!("the server's log:\n{}", self.log().join("\n"));
+            // To where the failed test's own message goes.
+            #[expect(clippy::print_stdout, reason = "a failed test tells what the server said")]
+            {
+                println!("the server's log:\n{}", self.log().join("\n"));
+            }
         }
     }
 }
@@ -418,9 +422,16 @@ impl Direct {
         let now = time::now();
         let count = links.len() as u64;
         let first = self.ask(self.store.lease("link_ids", 1, count));
-        let new = |(id, (key, fields))| NewLink { id: LinkId(id), key, fields, created_at: now, imported_clicks: 0 };
+        let new = |(id, (key, fields))| NewLink {
+            id: LinkId(id),
+            key,
+            fields,
+            created_at: now,
+            imported_clicks: 0,
+            on_conflict: OnConflict::Take,
+        };
         let links = (first..).zip(links).map(new).collect();
-        let inserted = self.ask(self.store.insert(links, OnConflict::Take, now));
+        let inserted = self.ask(self.store.insert(links, now));
         assert!(inserted.iter().all(|one| *one == Inserted::Created), "{inserted:?}");
     }
 

@@ -156,13 +156,8 @@ pub fn changes(db: &Connection, position: u64, limit: u32) -> Result<Vec<ChangeR
     rows.collect()
 }
 
-pub fn insert(
-    tx: &mut Writing<'_>,
-    links: &[NewLink],
-    on_conflict: OnConflict,
-    now: UnixMillis,
-) -> Result<Vec<Inserted>> {
-    links.iter().map(|new| insert_one(tx, new, on_conflict, now)).collect()
+pub fn insert(tx: &mut Writing<'_>, links: &[NewLink], now: UnixMillis) -> Result<Vec<Inserted>> {
+    links.iter().map(|new| insert_one(tx, new, new.on_conflict, now)).collect()
 }
 
 fn insert_one(tx: &mut Writing<'_>, new: &NewLink, on_conflict: OnConflict, now: UnixMillis) -> Result<Inserted> {

@@ -198,7 +198,7 @@ fn write_all(mut db: Connection, jobs: &Receiver<Box<dyn Job>>) {
         group.extend(jobs.try_iter().take(GROUP_MAX - 1));
         let committed = write_group(&mut db, &mut group);
         for job in group {
-            job.answer(committed.as_ref().map(|()| ()));
+            job.answer(committed.as_ref().copied());
         }
     }
 }
@@ -302,6 +302,7 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection> {
 }
 
 /// Whether to try again is known here alone.
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
 fn explain(error: rusqlite::Error) -> Error {
     let transient = matches!(
         error.sqlite_error_code(),
