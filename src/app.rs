@@ -5,10 +5,8 @@
 //! connection ends, or the grace is over → back's tasks.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -17,29 +15,28 @@ use http::{HeaderValue, StatusCode};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::accept::listener::{self, Listen, Listener};
-use crate::accept::{self, connection, worker};
+use crate::accept::{connection, worker};
 use crate::api::{self, Api};
 use crate::config::Config;
 use crate::control::{Control, Order};
 use crate::domain::key::DomainId;
 use crate::domain::target::Target;
-use crate::domain::time::{self, UnixMillis};
+use crate::domain::time;
 use crate::guard::address::Trusted;
 use crate::guard::keys::AdminKey;
 use crate::guard::limits::Limiter;
 use crate::guard::targets::{Blocklist, Policy};
+use crate::http::call;
 use crate::http::route::Surface;
 use crate::http::site::{DomainSite, Page, Pages, Site};
 use crate::http::{self as front, Front};
-use crate::links::{Links, rfc3339};
+use crate::instance::{Core, Instance, Phase};
+use crate::links::Links;
 use crate::resolve::ask::{self, Ask};
 use crate::resolve::flight::{self, Flight};
 use crate::resolve::follow::Follower;
-use crate::resolve::{Defaults, Memory, Resolver, Tier, header_value};
+use crate::resolve::{Defaults, Memory, Resolver, header_value};
 use crate::store::Store;
-
-/// Why the server is degraded, as `/readyz`, `/metrics` and `waypost status` name it.
-pub const REASONS: [&str; 2] = ["store", "stale"];
 
 /// The longest time between two ticks, in milliseconds; shorter where a limit is.
 const TICK_MS_MAX: u64 = 1_000;
@@ -51,102 +48,6 @@ const DESCRIPTORS_KEPT: u64 = 128;
 /// Addresses and keys whose rate is remembered.
 const LIMITED_MAX: usize = 100_000;
 const PAGE_BYTES_MAX: u64 = 1 << 20;
-
-/// What the process is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    Starting = 0,
-    Serving = 1,
-    Draining = 2,
-}
-
-/// What one core counts.
-#[derive(Clone, Debug, Default)]
-pub struct Core {
-    pub http: Arc<front::Counts>,
-    pub accept: Arc<accept::Counts>,
-}
-
-/// A running server, as its own API sees it.
-pub struct Instance {
-    phase: AtomicU8,
-    started: Instant,
-    started_at: UnixMillis,
-    store: Store,
-    memory: Arc<Memory>,
-    follower: Arc<Follower>,
-    cores: Vec<Core>,
-    limited: AtomicU64,
-}
-
-impl fmt::Debug for Instance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Instance")
-    }
-}
-
-impl Instance {
-    #[must_use]
-    pub fn phase(&self) -> Phase {
-        match self.phase.load(Ordering::Relaxed) {
-            0 => Phase::Starting,
-            1 => Phase::Serving,
-            _ => Phase::Draining,
-        }
-    }
-
-    fn enter(&self, phase: Phase) {
-        self.phase.store(phase as u8, Ordering::Relaxed);
-    }
-
-    pub fn cores(&self) -> impl Iterator<Item = &Core> {
-        self.cores.iter()
-    }
-
-    #[must_use]
-    pub fn memory(&self) -> &Memory {
-        &self.memory
-    }
-
-    /// What is away that redirects can do without, of [`REASONS`].
-    #[must_use]
-    pub fn degraded(&self) -> Vec<&'static str> {
-        let flags = [self.follower.is_failing(), self.follower.is_stale()];
-        REASONS.into_iter().zip(flags).filter_map(|(reason, is)| is.then_some(reason)).collect()
-    }
-
-    pub fn count_limited(&self) {
-        self.limited.fetch_add(1, Ordering::Relaxed);
-    }
-
-    #[must_use]
-    pub fn limited(&self) -> u64 {
-        self.limited.load(Ordering::Relaxed)
-    }
-
-    /// What `waypost status` shows.
-    #[must_use]
-    pub fn status(&self) -> serde_json::Value {
-        let answers = |tier: Tier| -> u64 { self.cores().map(|core| core.http.answers(tier)).sum() };
-        let tiers: serde_json::Map<_, _> =
-            Tier::ALL.into_iter().map(|tier| (tier.name().to_owned(), answers(tier).into())).collect();
-        let figures = self.memory.shards.figures();
-        let up = time::monotonic().saturating_duration_since(self.started).as_secs();
-        serde_json::json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "phase": match self.phase() { Phase::Starting => "starting", Phase::Serving => "serving", Phase::Draining => "draining" },
-            "started_at": rfc3339(self.started_at),
-            "uptime_seconds": up,
-            "store": self.store.describe(),
-            "workers": self.cores.len(),
-            "connections": self.cores().map(|core| core.accept.open.get()).sum::<u64>(),
-            "degraded": self.degraded(),
-            "visits_answered": self.cores().map(|core| core.http.visits.answered()).sum::<u64>(),
-            "answers_by_tier": tiers,
-            "cache": {"links": figures.entries, "bytes": figures.bytes, "evictions": figures.evictions},
-        })
-    }
-}
 
 /// A server that listens.
 pub struct Running {
@@ -191,17 +92,8 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     flight::spawn(Flight::new(Arc::clone(&memory), store.clone(), to_workers), asked)?;
 
     let cores: Vec<Core> = (0..workers).map(|_| Core::default()).collect();
-    let instance = Arc::new(Instance {
-        phase: AtomicU8::new(Phase::Starting as u8),
-        started,
-        started_at: time::now(),
-        store: store.clone(),
-        memory: Arc::clone(&memory),
-        follower: Arc::clone(&follower),
-        cores: cores.clone(),
-        limited: AtomicU64::new(0),
-    });
-    let (calls, called) = mpsc::channel(api::CALLS_MAX);
+    let instance = Arc::new(Instance::new(store.clone(), Arc::clone(&memory), Arc::clone(&follower), cores.clone()));
+    let (calls, called) = mpsc::channel(call::CALLS_MAX);
     let api = Api {
         store,
         links,

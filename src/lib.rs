@@ -21,7 +21,7 @@
 //! | crossing | from, to | bound | when it is full |
 //! |---|---|---|---|
 //! | `lookup` | front → back → front: a key that memory cannot answer | [`resolve::ask::ASKED_MAX`] a core | 503 |
-//! | `api` | front → back → front: a request that is no redirect | [`api::CALLS_MAX`] | 503 |
+//! | `api` | front → back → front: a request that is no redirect | [`http::call::CALLS_MAX`] | 503 |
 //! | `control` | back → front: tick, drain, stop | [`control::ORDERS_MAX`] | the worker hangs, and its heartbeat shows it |
 //! | `metrics` | per-core cells that back reads | – | – |
 //!
@@ -32,8 +32,8 @@
 //! a timer. Only `domain::time` reads the clock. No queue is unbounded. No secret stands in a log line. No request makes an
 //! outbound connection.
 //!
-//! Imports point one way: `domain, metrics, control ◀ codes ◀ config, guard ◀ store ◀ resolve, links, visits, table ◀ http ◀
-//! accept ◀ api, app ◀ cli ◀ main`. (`http` names `api::Call`, the letter that crosses, and nothing else of it.)
+//! Imports point one way: `domain, metrics, control ◀ codes, visits ◀ guard ◀ config ◀ store ◀ links, resolve ◀ table,
+//! http ◀ accept ◀ instance ◀ api ◀ app ◀ cli ◀ main`.
 //!
 //! The modules in the order in which a request travels:
 
@@ -54,5 +54,6 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod domain;
+pub mod instance;
 pub mod log;
 pub mod metrics;

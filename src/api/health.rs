@@ -8,7 +8,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 
 use super::Api;
-use crate::app::Phase;
+use crate::instance::Phase;
 
 /// It answers, so it lives.
 pub async fn alive() -> impl IntoResponse {

@@ -15,11 +15,11 @@ use prometheus_client::registry::Registry;
 
 use super::problem::Problem;
 use super::{Api, From};
-use crate::app::{Instance, Phase};
 use crate::config::Peers;
 use crate::guard::address;
 use crate::guard::keys::Scope;
 use crate::http::STATUSES;
+use crate::instance::{Instance, Phase};
 use crate::metrics::{Histogram, histogram};
 use crate::resolve::Tier;
 
@@ -236,7 +236,7 @@ impl Collector for Scrape {
         sheet.gauge(
             "waypost_degraded",
             "1 while something is away that redirects can do without.",
-            crate::app::REASONS
+            crate::instance::REASONS
                 .into_iter()
                 .map(|reason| (label("reason", reason), f64::from(u8::from(degraded.contains(&reason))))),
         )?;

@@ -19,44 +19,36 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::routing::{get, post};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Incoming;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 use tower_service::Service;
 
+use crate::config;
 use crate::domain::time::{self, UnixMillis};
 use crate::guard::keys::{self, AdminKey, ApiKey, Presented, Scope, Scopes};
 use crate::guard::limits::{Caller, Limiter, Verdict};
+use crate::http::call::{CALLS_MAX, Call};
 use crate::http::visitor::Peer;
+use crate::instance::Instance;
 use crate::links::Links;
 use crate::resolve::follow::Follower;
 use crate::store::Store;
-use crate::{app, config};
 use problem::Problem;
 
-/// Requests that wait in the crossing, and that are worked on.
-pub const CALLS_MAX: usize = 1024;
+/// Requests that are worked on.
+const WORKED_ON_MAX: usize = CALLS_MAX;
 const BODY_BYTES_MAX: usize = 64 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// A key's last use is noted when the last note is older than this.
 const TOUCH_EVERY: Duration = Duration::from_secs(60);
-
-/// A request that is no redirect, on its way from front to back.
-#[derive(Debug)]
-pub struct Call {
-    pub request: Request<Incoming>,
-    pub peer: Peer,
-    pub client: IpAddr,
-    pub reply: oneshot::Sender<Response<Body>>,
-}
 
 /// What the API works with.
 pub struct Api {
     pub store: Store,
     pub links: Arc<Links>,
     pub follower: Arc<Follower>,
-    pub instance: Arc<app::Instance>,
+    pub instance: Arc<Instance>,
     /// `base_url`, or what stands in for it.
     pub base_url: String,
     pub admin_key: Option<AdminKey>,
@@ -86,7 +78,7 @@ pub struct Identity {
 /// Answers calls until the front has gone.
 pub async fn run(api: Arc<Api>, mut calls: mpsc::Receiver<Call>) {
     let router = router(api);
-    let working = Arc::new(Semaphore::new(CALLS_MAX));
+    let working = Arc::new(Semaphore::new(WORKED_ON_MAX));
     while let Some(call) = calls.recv().await {
         let permit = Arc::clone(&working).acquire_owned().await.expect("it is never closed");
         let router = router.clone();

@@ -7,6 +7,7 @@
 //! At its limit: a full crossing is 503 with `Retry-After`.
 
 pub mod body;
+pub mod call;
 pub mod respond;
 pub mod route;
 pub mod site;
@@ -25,17 +26,17 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::api::Call;
 use crate::domain::key::{Code, Key};
 use crate::domain::time::Stamp;
 use crate::domain::visit::{Kind, Visit};
 use crate::guard::address::{Decided, Trusted};
 use crate::metrics::{Counter, LocalHistogram, SharedHistogram};
-use crate::resolve::flight::Looked;
+use crate::resolve::ask::Looked;
 use crate::resolve::hot::Ready;
 use crate::resolve::{Resolution, Resolver, Step, Tier};
 use crate::visits::{self, Recorder};
 use body::{Body, Never};
+use call::Call;
 use route::{Route, Surface, forgiven, route};
 use site::{DomainSite, Site};
 use visitor::Peer;

@@ -12,8 +12,8 @@ use std::collections::HashMap;
 
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::flight::{Looked, Lookup};
 use crate::domain::key::Key;
+use crate::domain::link::Entry;
 
 /// Questions of one core that may be open.
 pub const ASKED_MAX: usize = 4096;
@@ -26,6 +26,27 @@ pub const ANSWERS_MAX: usize = ASKED_MAX;
 pub type Questions = Vec<Lookup>;
 /// What crosses to a core: the numbers of its questions, and what was found.
 pub type Answers = Vec<(u64, Looked)>;
+
+/// A question that crosses from front to back.
+#[derive(Clone, Copy, Debug)]
+pub struct Lookup {
+    pub key: Key,
+    pub hash: u64,
+    /// Whether a limited link is used by it.
+    pub visit: bool,
+    /// Whose question it is, and its number there.
+    pub worker: usize,
+    pub id: u64,
+}
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub enum Looked {
+    Found(Box<Entry>),
+    UsedUp,
+    Missing,
+    Unavailable,
+}
 
 #[derive(Debug)]
 pub struct Ask {

@@ -16,7 +16,7 @@ use dashmap::mapref::entry::Entry as Slot;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::Memory;
-use super::ask::{Answers, Questions};
+use super::ask::{Answers, Looked, Lookup, Questions};
 use super::invalidate::AsOf;
 use crate::domain::key::Key;
 use crate::domain::link::{Entry, Validity};
@@ -35,27 +35,6 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPTS_MAX: u32 = 5;
 /// Before it is read again: the change is noted already, and the feed's position follows at once.
 const AGAIN: Duration = Duration::from_millis(2);
-
-/// A question that crosses from front to back.
-#[derive(Clone, Copy, Debug)]
-pub struct Lookup {
-    pub key: Key,
-    pub hash: u64,
-    /// Whether a limited link is used by it.
-    pub visit: bool,
-    /// Whose question it is, and its number there.
-    pub worker: usize,
-    pub id: u64,
-}
-
-/// What was found.
-#[derive(Clone, Debug)]
-pub enum Looked {
-    Found(Box<Entry>),
-    UsedUp,
-    Missing,
-    Unavailable,
-}
 
 /// Starts the look-up thread. It has a runtime of its own, so that a question from front crosses one thread and not
 /// three: with the embedded store that halves what a miss costs.
