@@ -43,6 +43,8 @@ const TICK_MS_MAX: u64 = 1_000;
 const TICK_MS_MIN: u64 = 20;
 /// While draining, so that the last idle connections end soon.
 const DRAIN_TICK_MS: u64 = 50;
+/// How long a worker may take to stop after the grace.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Descriptors that are kept for the store, listeners and logs when `connections.max` is worked out.
 const DESCRIPTORS_KEPT: u64 = 128;
 /// Addresses and keys whose rate is remembered.
@@ -79,14 +81,14 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
 
     let hosts: Vec<String> = config.domains.iter().map(|domain| domain.host.clone()).collect();
     let numbers = store.number_domains(hosts).await?;
-    let policy = Arc::new(policy(&config, &base_url)?);
+    let policy = Arc::new(policy(&config, &base_url).context(BadConfiguration)?);
     let links = Arc::new(Links::open(store.clone(), policy, config.codes.clone()).await?);
     let cache_bytes = config.cache.memory_bytes(crate::config::memory_limit(Path::new("/")));
     let position = store.position().await?;
     let memory = Arc::new(Memory::new(cache_bytes, workers, config.cache.negative_ttl, position));
     let follower =
         Arc::new(Follower::new(Arc::clone(&memory), store.clone(), config.cache.ttl, config.cache.stale_max));
-    tokio::spawn(Arc::clone(&follower).run());
+    vital(tokio::spawn(Arc::clone(&follower).run()));
     let (lookups, asked) = mpsc::channel(ask::QUESTIONS_MAX);
     let (to_workers, answers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::channel(ask::ANSWERS_MAX)).unzip();
     flight::spawn(Flight::new(Arc::clone(&memory), store.clone(), to_workers), asked)?;
@@ -106,18 +108,18 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         by_address: Limiter::new(config.limits.shorten_per_minute, None, LIMITED_MAX),
         by_key: Limiter::new(config.limits.key_per_minute, None, LIMITED_MAX),
     };
-    tokio::spawn(api::run(Arc::new(api), called));
+    vital(tokio::spawn(api::run(Arc::new(api), called)));
 
     let shared = Arc::new(front::Shared {
-        site: site(&config, &numbers, &base_url)?,
+        site: site(&config, &numbers, &base_url).context(BadConfiguration)?,
         trusted: Trusted::new(config.proxies.trusted.clone()),
         warned: false.into(),
         access_log: config.log.access,
     });
     let defaults = Defaults {
         status: StatusCode::from_u16(config.redirect.status)?,
-        cache_control: config.redirect.cache_control.clone(),
-        permanent_cache_control: config.redirect.permanent_cache_control.clone(),
+        cache_control: uncounted(&config.redirect.cache_control)?,
+        permanent_cache_control: uncounted(&config.redirect.permanent_cache_control)?,
         forward_query: config.redirect.forward_query,
     };
     let limits = connection::Limits {
@@ -178,27 +180,29 @@ impl Running {
         tracing::info!(connections = self.open(), "draining");
         let begun = time::monotonic();
         let mut ticks = tokio::time::interval(Duration::from_millis(DRAIN_TICK_MS));
-        let mut told = false;
         while !self.control.is_over() {
             ticks.tick().await;
             let waited = time::monotonic().saturating_duration_since(begun);
             if waited >= drain + grace {
                 break;
             }
-            if waited >= drain && !told {
+            if waited >= drain {
+                // Again with each tick: a worker that was busy may have missed it.
                 self.control.tell(Order::Drain);
-                told = true;
             }
             self.tell_time();
         }
         let clean = self.control.is_over();
         if !clean {
             tracing::warn!(connections = self.open(), "the grace is over: closing what is left");
-            self.control.tell(Order::Stop);
         }
+        // A worker stops when nobody can tell it anything any more; one that hangs is not waited for.
+        drop(self.control);
         for worker in self.workers {
-            // A worker that panicked has ended the process already.
-            let _ = tokio::task::spawn_blocking(move || worker.join()).await;
+            let joined = tokio::task::spawn_blocking(move || worker.join());
+            if tokio::time::timeout(STOP_TIMEOUT, joined).await.is_err() {
+                tracing::error!("a worker does not end");
+            }
         }
         clean
     }
@@ -238,6 +242,31 @@ impl Watchdog {
     }
 }
 
+/// A task without which the server only looks well: the process ends with it.
+fn vital(task: tokio::task::JoinHandle<()>) {
+    tokio::spawn(async move {
+        if task.await.is_err_and(|error| error.is_panic()) {
+            std::process::abort();
+        }
+    });
+}
+
+/// A panic ends the process, but for one in a request of the API: that request alone is lost. A core that serves
+/// nobody while its socket still queues connections, a look-up thread or a writer that is gone: each is worse than a
+/// restart.
+pub fn abort_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        print(info);
+        if std::thread::current().name() != Some(BACK) {
+            std::process::abort();
+        }
+    }));
+}
+
+/// The name of back's threads.
+pub const BACK: &str = "waypost-back";
+
 /// Without systemd there is nobody to tell.
 pub fn notify(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
@@ -249,6 +278,12 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The same value without a count of its users: every hit of every core takes one, and a count would be a cache line
+/// that all of them write. It is never freed; there are two in a process.
+fn uncounted(value: &HeaderValue) -> anyhow::Result<HeaderValue> {
+    Ok(HeaderValue::from_static(String::leak(value.to_str()?.to_owned())))
+}
+
 /// Sockets for each worker: those that were passed, or new ones.
 fn listeners(config: &Config, workers: usize) -> anyhow::Result<Vec<Vec<Listener>>> {
     let surface = if config.api.listen.is_some() { Surface::Public } else { Surface::Everything };
@@ -258,8 +293,9 @@ fn listeners(config: &Config, workers: usize) -> anyhow::Result<Vec<Vec<Listener
         .map(|listen| Listen { address: listen.address, proxy_protocol: listen.proxy_protocol, surface })
         .collect();
     wanted.extend(config.api.listen.map(|address| Listen { address, proxy_protocol: false, surface: Surface::Api }));
-    let passed = listener::take_passed(&wanted).context("a passed socket cannot be used")?;
+    let passed = listener::take_passed(&wanted, surface).context("a passed socket cannot be used")?;
     if !passed.is_empty() {
+        check_passed(config, &passed).context(BadConfiguration)?;
         return Ok(listener::share_out(passed, workers)?);
     }
     let mut shares: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
@@ -277,6 +313,34 @@ fn listeners(config: &Config, workers: usize) -> anyhow::Result<Vec<Vec<Listener
     Ok(shares)
 }
 
+/// What the configuration could not check before the sockets were there.
+fn check_passed(config: &Config, passed: &[Listener]) -> anyhow::Result<()> {
+    let addresses: Vec<_> = passed.iter().map(|listener| listener.listen.address).collect();
+    if let Some(api) = config.api.listen {
+        anyhow::ensure!(
+            addresses.contains(&api),
+            "api.listen is {api}, and no passed socket is: add it to the socket unit"
+        );
+    }
+    let unknown = |listener: &&Listener| config.listen.iter().all(|listen| listen.address != listener.listen.address);
+    let reached = passed
+        .iter()
+        .filter(unknown)
+        .find(|listener| listener.listen.surface == Surface::Everything && !listener.listen.address.ip().is_loopback());
+    if let (true, Some(listener)) = (config.shorten.open, reached) {
+        let address = listener.listen.address;
+        anyhow::bail!(
+            "shorten.open lets everybody shorten on the passed socket {address}: name it in [[listen]] and start with --yes"
+        );
+    }
+    Ok(())
+}
+
+/// The configuration cannot be used: the process ends with 78.
+#[derive(Debug, thiserror::Error)]
+#[error("bad configuration")]
+pub struct BadConfiguration;
+
 /// `base_url`, or the first listener that serves links.
 fn base_url(config: &Config, shares: &[Vec<Listener>]) -> String {
     if let Some(url) = &config.base_url {
@@ -284,8 +348,7 @@ fn base_url(config: &Config, shares: &[Vec<Listener>]) -> String {
     }
     let first = shares.iter().flatten().find(|listener| listener.listen.surface != Surface::Api);
     match first.map(|listener| listener.listen.address) {
-        Some(address) if address.ip().is_unspecified() => format!("http://127.0.0.1:{}", address.port()),
-        Some(address) => format!("http://{address}"),
+        Some(address) => format!("http://{}", listener::reachable(address)),
         None => String::new(),
     }
 }
@@ -389,6 +452,14 @@ fn content_type(name: &str) -> HeaderValue {
 fn connections_by_nofile() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
     usize::try_from(limit.saturating_sub(DESCRIPTORS_KEPT).max(16)).unwrap_or(usize::MAX)
+}
+
+/// The allocator asks for huge pages where the kernel lets it. Each first touch then costs 2 MiB: an idle connection held
+/// 24 KiB instead of 15, and an export grew by 8 MiB (PERF.md).
+pub fn refuse_huge_pages() {
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::warn!(%error, "the kernel may use huge pages: memory grows in steps of 2 MiB");
+    }
 }
 
 /// Raises the limit of open files as far as the process may.

@@ -12,10 +12,8 @@ pub const ORDERS_MAX: usize = 16;
 pub enum Order {
     /// Time has passed: milliseconds since the start. Sweep, hand over figures, show that you live.
     Tick { ms: u64 },
-    /// Accept no more, answer with `Connection: close`, end what is idle.
+    /// Accept no more, answer with `Connection: close`, end what is idle. The end of the crossing means: stop.
     Drain,
-    /// The grace is over.
-    Stop,
 }
 
 /// Back's end of the crossing to all workers.

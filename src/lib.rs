@@ -13,7 +13,7 @@
 //!             ├─▶ visits (counts, this core's)
 //!             └─▶ anything else ──── api ──────────────────▶ api ─▶ links ─▶ store
 //!                                                             └─ metrics ◀─ every core's counters
-//!  worker ◀────────────────────────── control ─────────────── app (tick, drain, stop)
+//!  worker ◀────────────────────────── control ─────────────── app (tick, drain)
 //! ```
 //!
 //! The crossings, all bounded, all counted, and no others:
@@ -22,7 +22,7 @@
 //! |---|---|---|---|
 //! | `lookup` | front → back → front: a key that memory cannot answer | [`resolve::ask::ASKED_MAX`] a core | 503 |
 //! | `api` | front → back → front: a request that is no redirect | [`http::call::CALLS_MAX`] | 503 |
-//! | `control` | back → front: tick, drain, stop | [`control::ORDERS_MAX`] | the worker hangs, and its heartbeat shows it |
+//! | `control` | back → front: tick, drain | [`control::ORDERS_MAX`] | the worker hangs, and its heartbeat shows it |
 //! | `metrics` | per-core cells that back reads | – | – |
 //!
 //! And one memory that both worlds share, behind locks that are held for a copy: [`resolve::Memory`].

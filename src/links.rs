@@ -72,6 +72,8 @@ pub struct Checked {
     /// None: to be generated.
     pub code: Option<Code>,
     pub fields: Fields,
+    /// Of `fields`, what the draft says.
+    pub given: Patch,
     pub created_at: Option<UnixMillis>,
     pub clicks: u64,
     /// The target's host looks like another one.
@@ -84,6 +86,8 @@ pub enum NotMade {
     Taken,
     #[error("{DRAWS_MAX} codes were drawn and all are taken: set codes.length to a larger number")]
     Full,
+    #[error("every code of ten characters is used up: set codes.strategy to \"random\"")]
+    NumbersUsedUp,
     #[error(transparent)]
     Store(#[from] store::Error),
 }
@@ -209,9 +213,10 @@ impl Links {
         let patch = self.patch(draft, now, &mut wrong);
         match target {
             Some((written, target, lookalike)) if wrong.is_empty() => {
-                let mut fields = Fields::new(written, target);
+                let mut fields = Fields::new(written.clone(), target.clone());
                 patch.apply(&mut fields);
-                Ok(Checked { domain, code, fields, created_at, clicks, lookalike })
+                let given = Patch { target: Some((written, target)), ..patch };
+                Ok(Checked { domain, code, fields, given, created_at, clicks, lookalike })
             }
             _ => Err(wrong),
         }
@@ -350,6 +355,7 @@ impl Links {
             id: LinkId(self.next(&self.ids, "link_ids").await?),
             key: Key { domain: checked.domain, code },
             fields: checked.fields,
+            given: checked.given,
             created_at: checked.created_at.unwrap_or(now),
             imported_clicks: checked.clicks,
             on_conflict,
@@ -368,7 +374,7 @@ impl Links {
                         let first = self.store.lease("codes", known, LEASE).await?;
                         *numbers = first..first + LEASE;
                     }
-                    Drawn::NumbersUsedUp => return Err(NotMade::Full),
+                    Drawn::NumbersUsedUp => return Err(NotMade::NumbersUsedUp),
                 }
             },
         };

@@ -45,13 +45,13 @@ CREATE INDEX tags_by_tag ON tags (tag, link_id);
 
 -- Visits that an import brought along.
 CREATE TABLE link_totals (
-  link_id  INTEGER PRIMARY KEY,
+  link_id  INTEGER PRIMARY KEY REFERENCES links (id) ON DELETE CASCADE,
   imported INTEGER NOT NULL
 ) STRICT;
 
 -- Visits taken out of max_visits.
 CREATE TABLE link_quotas (
-  link_id INTEGER PRIMARY KEY,
+  link_id INTEGER PRIMARY KEY REFERENCES links (id) ON DELETE CASCADE,
   used    INTEGER NOT NULL
 ) STRICT;
 

@@ -16,7 +16,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use http::{Request, Response};
+use http::{Request, Response, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -194,11 +194,16 @@ impl Connection {
     }
 
     /// Shuts the connection down if it has had its time; true if so. Its task ends by itself then.
-    pub fn sweep(&self, limits: Limits, draining: bool) -> bool {
-        let age_ms = self.desk.now_ms.get().saturating_sub(self.since_ms.get());
+    /// `drain_ms` is when the drain began: before it, time was too coarse to say who was idle.
+    pub fn sweep(&self, limits: Limits, drain_ms: Option<u64>) -> bool {
+        let now_ms = self.desk.now_ms.get();
+        let age_ms = now_ms.saturating_sub(self.since_ms.get());
+        let drained =
+            drain_ms.is_some_and(|began| now_ms.saturating_sub(self.since_ms.get().max(began)) >= DRAIN_IDLE_MS);
         let over = match self.phase.get() {
-            Phase::Head | Phase::Lingering => age_ms >= limits.header_ms,
-            Phase::Idle => age_ms >= limits.idle_ms || draining && age_ms >= DRAIN_IDLE_MS && self.has_nothing(),
+            Phase::Head => age_ms >= limits.header_ms,
+            Phase::Lingering => age_ms >= limits.header_ms || drained,
+            Phase::Idle => age_ms >= limits.idle_ms || drained && self.has_nothing(),
             // A peer that does not read an answer of back's: back waits for it, and may for ever.
             Phase::Answering => age_ms >= limits.idle_ms && !self.unsent.borrow().is_empty(),
         };
@@ -292,42 +297,52 @@ impl Connection {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads the PROXY header that must come first; none if it did not.
-    async fn source(&self) -> Option<Source> {
+    /// Reads the PROXY header that must come first.
+    async fn source(&self) -> Result<Source, Ended> {
         self.enter(Phase::Head);
         let mut seen = Vec::new();
         loop {
             match proxy_protocol::parse(&seen) {
                 Ok(Parsed::Done { consumed, source }) => {
                     seen.drain(..consumed);
+                    if seen.is_empty() {
+                        self.enter(Phase::Idle);
+                    }
                     *self.unread.borrow_mut() = seen;
-                    return Some(source);
+                    return Ok(source);
                 }
                 Ok(Parsed::Partial) if seen.len() < HEADER_BYTES_MAX => {}
-                Ok(Parsed::Partial) | Err(_) => return None,
+                Ok(Parsed::Partial) | Err(_) => return Err(Ended::NoProxyHeader),
             }
-            let mut bytes = [0; 1024];
-            let mut buffer = ReadBuf::new(&mut bytes);
-            let read = poll_fn(|cx| self.socket.borrow_mut().poll_read(cx, &mut buffer, &self.desk)).await;
-            if read.is_err() || buffer.filled().is_empty() {
-                return None;
+            let before = seen.len();
+            let read = poll_fn(|cx| self.poll_read_some(cx, |bytes| seen.extend_from_slice(bytes))).await;
+            if read.is_err() || seen.len() == before {
+                // A balancer that only looks whether somebody answers.
+                return Err(if seen.is_empty() { Ended::Served } else { Ended::NoProxyHeader });
             }
-            seen.extend_from_slice(buffer.filled());
         }
+    }
+
+    /// Hands on what comes next; nothing at the end. The buffer lies on the stack of the poll: in the task of every
+    /// connection it would lie as long as the connection lives.
+    fn poll_read_some(&self, cx: &mut Context<'_>, mut take: impl FnMut(&[u8])) -> Poll<io::Result<()>> {
+        let mut bytes = [0; 1024];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        ready!(self.socket.borrow_mut().poll_read(cx, &mut buffer, &self.desk))?;
+        take(buffer.filled());
+        Poll::Ready(Ok(()))
     }
 
     /// Throws away what the peer still sends, until it has seen the end.
     async fn linger(&self) {
         self.enter(Phase::Lingering);
-        let mut bytes = [0; 4096];
         let mut total = 0;
         while total < LINGER_BYTES_MAX {
-            let mut buffer = ReadBuf::new(&mut bytes);
-            let read = poll_fn(|cx| self.socket.borrow_mut().poll_read(cx, &mut buffer, &self.desk)).await;
-            if read.is_err() || buffer.filled().is_empty() {
+            let before = total;
+            let read = poll_fn(|cx| self.poll_read_some(cx, |bytes| total += bytes.len())).await;
+            if read.is_err() || total == before {
                 return;
             }
-            total += buffer.filled().len();
         }
     }
 }
@@ -350,9 +365,9 @@ pub async fn serve(
 ) -> Ended {
     if proxy_protocol {
         match connection.source().await {
-            Some(Source::Client(address)) => via.peer = front.peer(address.ip()),
-            Some(Source::Socket) => {}
-            None => return Ended::NoProxyHeader,
+            Ok(Source::Client(address)) => via.peer = front.peer(address.ip()),
+            Ok(Source::Socket) => {}
+            Err(ended) => return ended,
         }
     }
     let refused = Rc::new(Cell::new(false));
@@ -424,13 +439,19 @@ impl hyper::service::Service<Request<Incoming>> for Service {
             self.front.look_at_forwarding(self.via.peer, request.headers());
         }
         let answer = self.front.answer(request, self.via);
-        Serving { answer, connection: Rc::clone(&self.connection), refused: Rc::clone(&self.refused) }
+        Serving {
+            answer,
+            front: Rc::clone(&self.front),
+            connection: Rc::clone(&self.connection),
+            refused: Rc::clone(&self.refused),
+        }
     }
 }
 
 /// An answer in the making; when it is made, the connection is between requests again.
 struct Serving {
     answer: Answer,
+    front: Rc<Front>,
     connection: Rc<Connection>,
     refused: Rc<Cell<bool>>,
 }
@@ -440,7 +461,11 @@ impl Future for Serving {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Ok(mut response) = ready!(Pin::new(&mut self.answer).poll(cx));
-        self.refused.set(response.status().is_client_error() || response.status().is_server_error());
+        let maybe_last = response.status().as_u16() >= 400 || self.front.is_draining();
+        if maybe_last {
+            let back = matches!(response.body(), Body::Back { .. });
+            self.refused.set(back || response.headers().contains_key(header::CONNECTION));
+        }
         let connection = Rc::clone(&self.connection);
         match response.body_mut() {
             Body::Back { done, .. } => *done = Some(Done(Rc::new(move || connection.enter(Phase::Idle)))),

@@ -4,7 +4,7 @@
 //! same sockets on, and a passed socket never stays without somebody who accepts from it.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -55,12 +55,13 @@ pub fn bind(mut listen: Listen, workers: usize) -> io::Result<Vec<Listener>> {
 }
 
 /// Takes over the sockets that systemd passed (sd_listen_fds(3)), each with what the configuration says of its address.
-pub fn take_passed(configured: &[Listen]) -> io::Result<Vec<Listener>> {
+/// One that the configuration does not know serves what `surface` says.
+pub fn take_passed(configured: &[Listen], surface: Surface) -> io::Result<Vec<Listener>> {
     let passed: Vec<RawFd> = sd_notify::listen_fds()?.collect();
-    passed.into_iter().map(|fd| take(fd, configured)).collect()
+    passed.into_iter().map(|fd| take(fd, configured, surface)).collect()
 }
 
-fn take(fd: RawFd, configured: &[Listen]) -> io::Result<Listener> {
+fn take(fd: RawFd, configured: &[Listen], surface: Surface) -> io::Result<Listener> {
     #[expect(unsafe_code, reason = "the descriptor is ours by the protocol of sd_listen_fds(3), and is taken once")]
     // SAFETY: systemd passes open descriptors from 3 on to this process alone, and nothing else here touches them.
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -75,7 +76,7 @@ fn take(fd: RawFd, configured: &[Listen]) -> io::Result<Listener> {
     let socket = TcpListener::from(socket);
     let address = socket.local_addr()?;
     let listen = configured.iter().find(|listen| listen.address == address).copied();
-    let listen = listen.unwrap_or(Listen { address, proxy_protocol: false, surface: Surface::Everything });
+    let listen = listen.unwrap_or(Listen { address, proxy_protocol: false, surface });
     Ok(Listener { socket, listen, passed: true })
 }
 
@@ -89,6 +90,17 @@ pub fn share_out(passed: Vec<Listener>, workers: usize) -> io::Result<Vec<Vec<Li
         shares[index % workers].push(listener);
     }
     Ok(shares)
+}
+
+/// Where a listener is reached from its own machine.
+#[must_use]
+pub fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        IpAddr::V4(_) | IpAddr::V6(_) => {}
+    }
+    address
 }
 
 #[cfg(test)]

@@ -16,8 +16,9 @@ pub mod worker;
 
 use crate::metrics::Counter;
 
-/// What one core counts of its connections.
+/// What one core counts of its connections, on cache lines of its own.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct Counts {
     pub accepted: Counter,
     /// Open now.

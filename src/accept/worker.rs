@@ -4,7 +4,6 @@
 //! when it was told to stop. Never: touches another core's connections; keeps time of its own.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -40,18 +39,12 @@ pub struct Setup {
     pub ready: oneshot::Sender<()>,
 }
 
-/// Starts the worker's thread. A panic in it ends the process: a core that serves nobody while its socket still
-/// queues connections is worse than a restart.
+/// Starts the worker's thread.
 pub fn spawn(setup: Setup) -> io::Result<std::thread::JoinHandle<()>> {
     std::thread::Builder::new().name(format!("waypost-{}", setup.number)).spawn(move || {
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(setup)));
-        match outcome {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::error!(%error, "a worker could not start");
-                std::process::abort();
-            }
-            Err(_) => std::process::abort(),
+        if let Err(error) = run(setup) {
+            tracing::error!(%error, "a worker could not start");
+            std::process::abort();
         }
     })
 }
@@ -74,6 +67,8 @@ struct Worker {
     limits: Limits,
     connections_max: usize,
     draining: Cell<bool>,
+    /// The first tick of the drain.
+    drain_ms: Cell<Option<u64>>,
     /// Wakes those who wait for the next tick, for a drain or for the last connection.
     changed: Notify,
     /// Closed to accept one more when there is no descriptor left.
@@ -91,6 +86,7 @@ async fn serve(setup: Setup) -> io::Result<()> {
         limits,
         connections_max,
         draining: Cell::new(false),
+        drain_ms: Cell::new(None),
         changed: Notify::new(),
         reserve: RefCell::new(reserve()),
     });
@@ -120,7 +116,7 @@ async fn serve(setup: Setup) -> io::Result<()> {
                     let _ = accepting.await;
                 }
             }
-            Some(Order::Stop) | None => break,
+            None => break,
         }
         if worker.draining.get() && worker.connections.borrow().open == 0 {
             break;
@@ -133,9 +129,13 @@ async fn serve(setup: Setup) -> io::Result<()> {
 impl Worker {
     fn tick(&self, ms: u64) {
         self.desk.now_ms.set(ms);
-        self.front.hand_over();
+        self.front.tick(ms);
         let draining = self.draining.get();
-        let swept = self.connections.borrow().iter().filter(|open| open.sweep(self.limits, draining)).count();
+        if draining && self.drain_ms.get().is_none() {
+            self.drain_ms.set(Some(ms));
+        }
+        let drain_ms = self.drain_ms.get();
+        let swept = self.connections.borrow().iter().filter(|open| open.sweep(self.limits, drain_ms)).count();
         if !draining {
             self.counts.swept.add(swept as u64);
         }
@@ -222,8 +222,13 @@ async fn accept_all(worker: Rc<Worker>, listener: Listener, socket: AsyncFd<TcpL
     if listener.passed {
         return;
     }
-    while let Ok((stream, from)) = accept(&listener.socket) {
-        worker.admit(stream, from, &listener);
+    loop {
+        match worker.accept(&listener.socket) {
+            Ok(Some((stream, from))) => worker.admit(stream, from, &listener),
+            Ok(None) => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(_) => return,
+        }
     }
 }
 
@@ -252,14 +257,14 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
 #[derive(Default)]
 struct Slots {
     slots: Vec<Option<Rc<Connection>>>,
-    free: VecDeque<usize>,
+    free: Vec<usize>,
     open: usize,
 }
 
 impl Slots {
     fn insert(&mut self, connection: Rc<Connection>) -> usize {
         self.open += 1;
-        match self.free.pop_front() {
+        match self.free.pop() {
             Some(slot) => {
                 self.slots[slot] = Some(connection);
                 slot
@@ -274,7 +279,7 @@ impl Slots {
     fn remove(&mut self, slot: usize) {
         self.open -= 1;
         self.slots[slot] = None;
-        self.free.push_back(slot);
+        self.free.push(slot);
     }
 
     fn iter(&self) -> impl Iterator<Item = &Rc<Connection>> {

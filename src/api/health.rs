@@ -8,6 +8,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 
 use super::Api;
+use super::problem::Whole;
 use crate::instance::Phase;
 
 /// It answers, so it lives.
@@ -30,6 +31,7 @@ pub async fn ready(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Re
     };
     let mut response = (status, axum::Json(json!({"status": word, "degraded": degraded}))).into_response();
     if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.extensions_mut().insert(Whole);
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response

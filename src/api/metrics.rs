@@ -48,7 +48,10 @@ pub async fn metrics(
     Extension(from): Extension<From>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    if !is_allowed(&api.metrics_allow, from.client) {
+    // A balancer's own address in the client's place allows nothing: whoever it forwards for is somewhere else.
+    let forwarded = headers.contains_key(header::FORWARDED) || headers.contains_key("x-forwarded-for");
+    let unknown = forwarded && from.client == from.peer.address;
+    if unknown || !is_allowed(&api.metrics_allow, from.client) {
         api.require(&headers, from, Scope::Admin).await?;
     }
     let mut registry = Registry::default();
@@ -232,6 +235,12 @@ impl Collector for Scrape {
             [(vec![], crossing(|counts| counts.refused.get()))],
         )?;
         sheet.counter("waypost_limited", "Requests over a rate limit.", [(vec![], instance.limited())])?;
+        let overflowed = api.by_address.overflowed() + api.by_key.overflowed();
+        sheet.counter(
+            "waypost_limit_overflowed",
+            "Requests whose address or key shared a limit: too many to remember.",
+            [(vec![], overflowed)],
+        )?;
         let degraded = instance.degraded();
         sheet.gauge(
             "waypost_degraded",

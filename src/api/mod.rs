@@ -2,7 +2,8 @@
 //!
 //! In: requests over the `api` crossing. Out: their answers; every error is problem+json (RFC 9457) with the request's id.
 //! Never: runs on a worker; answers a create before it is on the disk.
-//! At its limit: [`CALLS_MAX`] requests wait in the crossing and as many are worked on; the front refuses the next one.
+//! At its limit: [`CALLS_MAX`] requests wait in the crossing and as many are worked on; the next one is 503, unless it asks
+//! for the process's health.
 //! A body is at most [`BODY_BYTES_MAX`], and comes within [`BODY_TIMEOUT`].
 
 pub mod health;
@@ -80,7 +81,12 @@ pub async fn run(api: Arc<Api>, mut calls: mpsc::Receiver<Call>) {
     let router = router(api);
     let working = Arc::new(Semaphore::new(WORKED_ON_MAX));
     while let Some(call) = calls.recv().await {
-        let permit = Arc::clone(&working).acquire_owned().await.expect("it is never closed");
+        let permit = Arc::clone(&working).try_acquire_owned().ok();
+        // Whether the process lives is answered when nothing else is.
+        let vital = matches!(call.request.uri().path(), "/health" | "/healthz" | "/readyz");
+        if permit.is_none() && !vital {
+            continue; // The front sees that the reply is dropped, and says 503.
+        }
         let router = router.clone();
         tokio::spawn(async move {
             handle(router, call).await;
@@ -147,7 +153,10 @@ impl Api {
         }
         let Some(key) = ApiKey::parse(presented) else { return Err(self.unknown_key(from, now)) };
         let record = self.store.key(key.id.clone()).await.map_err(|error| Problem::of_store(&error))?;
-        let record = record.filter(|record| keys::verify(&record.digest, &key.secret) && record.valid(now));
+        // Compared also where there is no such id, so that the time does not tell which ids there are.
+        let digest = record.as_ref().map_or([0; 32], |record| record.digest);
+        let right = keys::verify(&digest, &key.secret);
+        let record = record.filter(|record| right && record.valid(now));
         let Some(record) = record else { return Err(self.unknown_key(from, now)) };
         if record.last_used_at.is_none_or(|last| last.after(TOUCH_EVERY) < now) {
             let (store, id) = (self.store.clone(), key.id.clone());

@@ -76,17 +76,22 @@ impl IntoResponse for Problem {
     }
 }
 
+/// An answer of an error's status that has a body of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Whole;
+
 /// Writes the body of an error; other answers stay as they are.
 #[must_use]
 pub fn render(mut response: Response<Body>, id: &HeaderValue) -> Response<Body> {
     let status = response.status();
     let problem = match response.extensions_mut().remove::<Problem>() {
         Some(problem) => problem,
-        // The router's own: a method that an address does not have.
+        None if status.as_u16() < 400 || response.extensions().get::<Whole>().is_some() => return response,
+        // The router's own: a method that an address does not have, a query that it cannot read.
         None if status == StatusCode::METHOD_NOT_ALLOWED => {
             Problem::new(405, "this address has other methods: see Allow")
         }
-        None => return response,
+        None => Problem::new(status.as_u16(), "the request cannot be read: is its query right?"),
     };
     let title = status.canonical_reason().unwrap_or("Error");
     let mut body = json!({

@@ -57,7 +57,9 @@ pub async fn shorten(
         }
     };
     if checked.lookalike {
-        tracing::info!(target_url = checked.fields.target.as_str(), "a link's host looks like another one");
+        let host = url::Url::parse(checked.fields.target.as_str()).ok();
+        let host = host.as_ref().and_then(url::Url::host_str).unwrap_or("");
+        tracing::info!(host, "a link's host looks like another one");
     }
     let (key, _) = api.links.create(checked, now).await.map_err(|error| match error {
         NotMade::Taken => Problem {
@@ -68,7 +70,7 @@ pub async fn shorten(
             }],
             ..Problem::new(409, "the code is taken")
         },
-        NotMade::Full => Problem::new(503, error.to_string()),
+        NotMade::Full | NotMade::NumbersUsedUp => Problem::new(503, error.to_string()),
         NotMade::Store(error) => Problem::of_store(&error),
     })?;
     api.follower.catch_up().await;

@@ -19,7 +19,7 @@ use crate::domain::key::{Code, DomainId, Key};
 use crate::domain::time::{self, UnixMillis};
 use crate::links::{Checked, Links};
 use crate::store::Store;
-use crate::store::row::{Inserted, OnConflict};
+use crate::store::row::{Found, Inserted, OnConflict};
 use crate::table::{Format, Reader};
 
 /// Links to a transaction: enough that its commit does not count, few enough that a server waits for it some 10 ms.
@@ -171,8 +171,8 @@ impl Run<'_> {
                 self.count(*line, None, &Inserted::Created);
                 continue;
             };
-            let mut taken = match entries.next().flatten() {
-                Some(entry) if !entry.rules.gone => true,
+            let mut taken = match entries.next().filter(|found| *found != Found::Missing) {
+                Some(Found::Entry(entry)) if !entry.rules.gone => true,
                 // Its entry does not tell a deleted link, whose code is free, from one that is disabled.
                 Some(_) => self.store.link(key).await?.is_some_and(|link| link.deleted_at.is_none()),
                 None => false,

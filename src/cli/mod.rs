@@ -14,7 +14,6 @@ pub mod serve;
 pub mod status;
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -22,6 +21,7 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use clap::{Args, Parser, Subcommand};
 
+use crate::accept::listener::reachable;
 use crate::app;
 use crate::config::Config;
 use crate::config::load::{self, Flags, Loaded};
@@ -209,16 +209,6 @@ fn base_url(config: &Config) -> String {
         (None, Some(listen)) => format!("http://{}", reachable(listen.address)),
         (None, None) => String::new(),
     }
-}
-
-/// Where a listener is reached from its own machine.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-        IpAddr::V4(_) | IpAddr::V6(_) => {}
-    }
-    address
 }
 
 /// Which links.

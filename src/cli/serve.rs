@@ -1,21 +1,23 @@
 //! `waypost serve`: the server's life, from its configuration to its last answer.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Common, Failure, Outcome, configure, database, print};
+use crate::accept::listener::{Listen, reachable};
 use crate::app::{self, Running};
 use crate::config::load::{Flags, Loaded};
 use crate::domain::time;
 use crate::guard::keys::{self, ApiKey, KeyRecord, Scope, Scopes};
 use crate::http::route::Surface;
-use crate::store::Store;
 use crate::store::sqlite::{self, Sqlite};
+use crate::store::{self, Store};
 
 #[derive(Debug, Args)]
 pub struct Serve {
@@ -47,18 +49,26 @@ pub fn run(serve: &Serve, common: &Common) -> Outcome {
     };
     let loaded = configure(common, flags)?;
     crate::log::start(&loaded.config.log);
+    app::abort_on_panic();
+    app::refuse_huge_pages();
     app::raise_nofile();
-    let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("waypost-back").enable_all().build()?;
-    runtime.block_on(live(&loaded))
+    let runtime = tokio::runtime::Builder::new_multi_thread().thread_name(app::BACK).enable_all().build()?;
+    let outcome = runtime.block_on(live(&loaded));
+    // What still waits for a disk that hangs is not waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
 }
 
 async fn live(loaded: &Loaded) -> Outcome {
     let config = &loaded.config;
     let path = database(loaded);
-    for migration in sqlite::migrate(&path).map_err(Failure::config)? {
+    let file = loaded.file.as_ref().map_or("none".to_owned(), |file| file.display().to_string());
+    // What the other commands say in a sentence; stderr has log lines alone here.
+    tracing::info!(config = file, store = %path.display(), "starting");
+    for migration in sqlite::migrate(&path).map_err(Failure::store)? {
         tracing::info!(number = migration.number, name = migration.name, "migrated");
     }
-    let store = Store::Sqlite(Sqlite::open(&path)?);
+    let store = Store::Sqlite(Sqlite::open(&path).map_err(Failure::store)?);
     let key_file = config.data.join("admin.key");
     make_first_key(&store, &key_file).await?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -70,10 +80,15 @@ async fn live(loaded: &Loaded) -> Outcome {
             tracing::warn!("SIGHUP: the configuration is read at the start alone, restart to read it anew");
         }
     });
-    let running = app::start(config.clone(), store).await?;
+    let running =
+        app::start(config.clone(), store).await.map_err(|error| match error.downcast_ref::<store::Error>() {
+            Some(store::Error::Schema(_)) => Failure::config(error),
+            _ if error.is::<app::BadConfiguration>() => Failure::config(error),
+            _ => error.into(),
+        })?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        config = loaded.file.as_ref().map_or("none".to_owned(), |file| file.display().to_string()),
+        config = file,
         store = %path.display(),
         listeners = ?running.addresses.iter().map(|listen| listen.address.to_string()).collect::<Vec<_>>(),
         workers = running.instance.cores().count(),
@@ -98,15 +113,7 @@ async fn make_first_key(store: &Store, file: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     let key = ApiKey::generate(&mut rand::rng());
-    let mut out = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(file)
-        .with_context(|| format!("cannot write the admin key to {}", file.display()))?;
-    writeln!(out, "{}", key.reveal())?;
-    out.sync_all()?;
+    write_secret(file, &key.reveal()).with_context(|| format!("cannot write the admin key to {}", file.display()))?;
     store
         .add_key(KeyRecord {
             id: key.id.clone(),
@@ -123,6 +130,17 @@ async fn make_first_key(store: &Store, file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Writes a new file that only its owner reads: a mode counts when a file is made, so one that is there is not used.
+fn write_secret(file: &Path, secret: &str) -> io::Result<()> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut out = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
+    writeln!(out, "{secret}")?;
+    out.sync_all()
+}
+
 /// What a person needs to begin: where it listens, where the key lies, and a command that works when pasted.
 fn greet(running: &Running, key_file: &Path) {
     for listen in &running.addresses {
@@ -133,17 +151,16 @@ fn greet(running: &Running, key_file: &Path) {
         };
         print(&format!("waypost listens on http://{}{what}", listen.address));
     }
-    let Some(api) = running.addresses.iter().find(|listen| listen.surface != Surface::Public) else { return };
-    let host = if api.address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { host_of(api.address.ip()) };
+    let asked = |listen: &&Listen| listen.surface != Surface::Public && !listen.proxy_protocol;
+    let Some(api) = running.addresses.iter().find(asked).map(|listen| reachable(listen.address)) else { return };
+    if !key_file.exists() {
+        print("a key for the API is made by `waypost key create --scope admin`");
+        return;
+    }
     print(&format!("the admin key lies in {}", key_file.display()));
     print(&format!(
         "shorten a first link:\n\n  curl -H \"Authorization: Bearer $(cat '{}')\" -H 'Content-Type: application/json' \\\n    \
-         -d '{{\"original_url\": \"https://example.com/\"}}' http://{host}:{}/shorten\n",
+         -d '{{\"original_url\": \"https://example.com/\"}}' http://{api}/shorten\n",
         key_file.display(),
-        api.address.port()
     ));
-}
-
-fn host_of(address: std::net::IpAddr) -> String {
-    if address.is_ipv6() { format!("[{address}]") } else { address.to_string() }
 }

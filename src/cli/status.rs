@@ -35,10 +35,15 @@ pub struct Status {
 pub fn run(status: &Status, common: &Common) -> Outcome {
     let loaded = configure(common, Flags::default())?;
     announce(&loaded);
-    let server = status.server.clone().or_else(|| given("WAYPOST_SERVER"));
-    let server = server.map_or_else(|| default_server(&loaded.config), Ok)?;
+    let chosen = status.server.clone().or_else(|| given("WAYPOST_SERVER"));
+    let own = chosen.is_none();
+    let server = chosen.map_or_else(|| default_server(&loaded.config), Ok)?;
     let key = match status.key.clone().or_else(|| given("WAYPOST_KEY")) {
         Some(key) => key,
+        // It goes over the wire as it is: not to another machine, unless somebody says so.
+        None if !own && !is_here(&server) => {
+            return Err(anyhow!("{server} needs a key: give it with --key or $WAYPOST_KEY").into());
+        }
         None => {
             let file = loaded.config.data.join("admin.key");
             std::fs::read_to_string(&file).with_context(|| {
@@ -62,6 +67,15 @@ pub fn run(status: &Status, common: &Common) -> Outcome {
         print(&table(&rows));
     }
     Ok(())
+}
+
+fn is_here(server: &str) -> bool {
+    // What is no address is told so when it is asked.
+    Url::parse(server).ok().and_then(|url| url.host().map(|host| host.to_owned())).is_none_or(|host| match host {
+        url::Host::Domain(name) => name == "localhost",
+        url::Host::Ipv4(ip) => ip.is_loopback(),
+        url::Host::Ipv6(ip) => ip.is_loopback(),
+    })
 }
 
 fn given(variable: &str) -> Option<String> {

@@ -99,15 +99,6 @@ pub fn client(peer: IpAddr, headers: &HeaderMap, trusted: &Trusted) -> Client {
     }
 }
 
-/// What a rate limit counts by: an IPv4 address, or the /64 of an IPv6 address, which is what one customer has.
-#[must_use]
-pub fn block(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
-        v4 => v4,
-    }
-}
-
 /// Addresses that no visitor on the Internet has: loopback, RFC 1918, RFC 4193, link-local, and RFC 6598 (CGNAT).
 pub fn is_private(address: IpAddr) -> bool {
     match address {
@@ -406,18 +397,6 @@ mod tests {
         assert!(!Trusted::default().contains(ip("127.0.0.1")));
     }
 
-    #[test]
-    fn blocks() {
-        for (address, want) in [
-            ("1.2.3.4", "1.2.3.4"),
-            ("::ffff:1.2.3.4", "1.2.3.4"),
-            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
-            ("::1", "::"),
-        ] {
-            assert_eq!(block(ip(address)), ip(want), "{address}");
-        }
-    }
-
     fn trusted_address() -> impl Strategy<Value = IpAddr> {
         prop_oneof![
             any::<[u8; 3]>().prop_map(|[b, c, d]| Ipv4Addr::new(10, b, c, d).into()),
@@ -526,15 +505,6 @@ mod tests {
             let lines: Vec<(&str, &[u8])> = lines.iter().map(|line| (name, &line[..])).collect();
             let got = client(ip("10.0.0.1"), &headers(&lines), &trusted()).address;
             prop_assert_eq!(got, got.to_canonical());
-        }
-
-        #[test]
-        fn a_block_is_a_64(a in any::<u128>(), low in any::<u64>()) {
-            let b = a >> 64 << 64 | u128::from(low);
-            // A mapped address is no IPv6 address.
-            prop_assume!(a >> 64 != 0);
-            prop_assert_eq!(block(Ipv6Addr::from_bits(a).into()), block(Ipv6Addr::from_bits(b).into()));
-            prop_assert_ne!(block(Ipv6Addr::from_bits(a).into()), block(Ipv6Addr::from_bits(a ^ 1 << 64).into()));
         }
     }
 }

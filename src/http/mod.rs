@@ -44,8 +44,9 @@ use visitor::Peer;
 /// Statuses that are counted apart; the rest is `other`.
 pub const STATUSES: [u16; 12] = [301, 302, 303, 307, 308, 400, 404, 405, 410, 414, 503, 0];
 
-/// What one core counts of its redirects.
+/// What one core counts of its redirects, on cache lines of its own.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct Counts {
     /// Answers by status (as in [`STATUSES`]) and tier (as in [`Tier::ALL`]).
     pub redirects: [[Counter; Tier::ALL.len()]; STATUSES.len()],
@@ -130,7 +131,7 @@ impl Front {
             Route::Code { key: None, .. } => {
                 let parts = request.into_parts().0;
                 return Answer::later(Rc::clone(self).missed(
-                    Step::Done(Resolution::Missing, Tier::Hot),
+                    Step::Done(Resolution::Missing, Tier::None),
                     parts,
                     via,
                     begun,
@@ -138,7 +139,7 @@ impl Front {
             }
             Route::Back => return self.cross(request, via),
             Route::Home { domain } => {
-                return self.done(begun, Tier::Hot, home(&shared.site, domain, request.headers()));
+                return self.done(begun, Tier::None, home(&shared.site, domain, request.headers()));
             }
             Route::File { path } => {
                 let response = match shared.site.pages.files.get(path) {
@@ -146,7 +147,7 @@ impl Front {
                     None if path == "robots.txt" => respond::sentence(StatusCode::OK, ROBOTS, false),
                     None => respond::sentence(StatusCode::NOT_FOUND, "There is no such file here.", false),
                 };
-                return self.done(begun, Tier::Hot, response);
+                return self.done(begun, Tier::None, response);
             }
             Route::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "A short link answers GET and HEAD."),
             Route::BodyNotAllowed => (StatusCode::BAD_REQUEST, "A short link takes no request body."),
@@ -159,7 +160,7 @@ impl Front {
         }
         // What follows such a head may be its body: the connection cannot be read on.
         let refused = status != StatusCode::NOT_FOUND;
-        self.done(begun, Tier::Hot, if refused { respond::closing(response) } else { response })
+        self.done(begun, Tier::None, if refused { respond::closing(response) } else { response })
     }
 
     /// Resolve, record, respond. What memory answers is answered here, and the request is dropped here.
@@ -244,7 +245,7 @@ impl Front {
                 Answer::later(async move {
                     let response = match response.await {
                         Ok(response) => response.map(|body| Body::Back { body, done: None }),
-                        Err(_) => unavailable(&HeaderMap::new()),
+                        Err(_) => respond::problem_unavailable(),
                     };
                     if front.draining.get() { respond::closing(response) } else { response }
                 })
@@ -252,7 +253,7 @@ impl Front {
             Err(_) => {
                 counts.refused.add(1);
                 // The body, if there is one, was not read.
-                Answer::now(respond::closing(unavailable(&HeaderMap::new())))
+                Answer::now(respond::closing(respond::problem_unavailable()))
             }
         }
     }
@@ -270,6 +271,11 @@ impl Front {
         if self.draining.get() { respond::closing(response) } else { response }
     }
 
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
     /// From now on every answer ends its connection.
     pub fn drain(&self) {
         self.draining.set(true);
@@ -278,6 +284,12 @@ impl Front {
     /// The core's own tasks: until back has gone.
     pub async fn run(&self) {
         self.resolver.run().await;
+    }
+
+    /// Time has passed: figures are handed over, and questions that nobody answers are given up.
+    pub fn tick(&self, now_ms: u64) {
+        self.resolver.tick(now_ms);
+        self.hand_over();
     }
 
     pub fn hand_over(&self) {

@@ -3,6 +3,8 @@
 //! In: what was decided, and the request's own header map, which becomes the answer's: a redirect allocates nothing.
 //! Out: the answer. Never: a cookie, a script, or a `Location` that the request chose.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
@@ -61,6 +63,18 @@ pub fn sentence(status: StatusCode, text: &'static str, html: bool) -> Response<
     answer(status, headers, Body::Page(bytes))
 }
 
+/// What the API answers when it cannot be reached, as its other errors are (RFC 9457).
+#[must_use]
+pub fn problem_unavailable() -> Response<Body> {
+    const PROBLEM: &str = r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"the API cannot answer just now: try again in a moment"}"#;
+    let headers = HeaderMap::from_iter([
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json")),
+        (header::CACHE_CONTROL, NO_STORE),
+        (header::RETRY_AFTER, HeaderValue::from_static("1")),
+    ]);
+    answer(StatusCode::SERVICE_UNAVAILABLE, headers, Body::Page(Bytes::from_static(PROBLEM.as_bytes())))
+}
+
 /// Whether the page is for a person's browser.
 #[must_use]
 pub fn wants_html(headers: &HeaderMap) -> bool {
@@ -89,7 +103,7 @@ pub fn forward(location: &HeaderValue, query: &str) -> HeaderValue {
     let (rest, fragment) = split(bytes, b'#');
     let (path, own) = split(rest, b'?');
     let name = |parameter: &[u8]| split(parameter, b'=').0.to_vec();
-    let theirs: Vec<Vec<u8>> = query.split('&').map(|parameter| name(&encoded(parameter))).collect();
+    let theirs: HashSet<Vec<u8>> = query.split('&').map(|parameter| name(&encoded(parameter))).collect();
     let mut out = path.to_vec();
     let mut separator = b'?';
     let mut push = |parameter: &[u8]| {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, Method};
 
 use crate::domain::visit::Kind;
 use crate::guard::address::{self, Client, Trusted};
@@ -34,12 +34,14 @@ impl Peer {
     }
 }
 
+const SEC_PURPOSE: HeaderName = HeaderName::from_static("sec-purpose");
+
 /// What kind of visit a request makes, as far as its head says.
 #[must_use]
 pub fn kind(method: &Method, headers: &HeaderMap) -> Kind {
     if *method == Method::HEAD {
         Kind::Head
-    } else if headers.get("sec-purpose").is_some_and(|purpose| purpose.as_bytes().starts_with(b"prefetch")) {
+    } else if headers.get(SEC_PURPOSE).is_some_and(|purpose| purpose.as_bytes().starts_with(b"prefetch")) {
         Kind::Prefetch
     } else {
         Kind::Click

@@ -5,7 +5,7 @@
 //! together, and so do the answers: with both threads on one CPU, a wake-up for each key and each answer made
 //! a miss cost half as much again (PERF.md).
 //! At its limit: [`ASKED_MAX`] questions of a core are open; one more is `Unavailable`, and so is what meets a full
-//! crossing.
+//! crossing, and what a store that hangs has not answered within [`PATIENCE_MS`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -21,6 +21,9 @@ pub const ASKED_MAX: usize = 4096;
 pub const QUESTIONS_MAX: usize = 1024;
 /// Messages of answers that may wait for a core: never more than it has questions.
 pub const ANSWERS_MAX: usize = ASKED_MAX;
+
+/// How long a visitor waits for the store, in milliseconds; the core's tick, of a second at the most, adds to it.
+const PATIENCE_MS: u64 = 2_000;
 
 /// What crosses to back: the questions of one turn.
 pub type Questions = Vec<Lookup>;
@@ -55,9 +58,18 @@ pub struct Ask {
     /// Taken by [`Ask::run`].
     answers: RefCell<Option<mpsc::Receiver<Answers>>>,
     next: Cell<u64>,
-    open: RefCell<HashMap<u64, oneshot::Sender<Looked>, ahash::RandomState>>,
+    open: RefCell<HashMap<u64, Open, ahash::RandomState>>,
+    /// The core's coarse time.
+    now_ms: Cell<u64>,
     outbox: RefCell<Questions>,
     asked: Notify,
+}
+
+/// A question, when it was asked, and who waits for its answer.
+#[derive(Debug)]
+struct Open {
+    since_ms: u64,
+    reply: oneshot::Sender<Looked>,
 }
 
 impl Ask {
@@ -69,6 +81,7 @@ impl Ask {
             answers: RefCell::new(Some(answers)),
             next: Cell::new(0),
             open: RefCell::default(),
+            now_ms: Cell::new(0),
             outbox: RefCell::default(),
             asked: Notify::new(),
         }
@@ -82,7 +95,7 @@ impl Ask {
         }
         let id = self.next.replace(self.next.get() + 1);
         let (reply, looked) = oneshot::channel();
-        open.insert(id, reply);
+        open.insert(id, Open { since_ms: self.now_ms.get(), reply });
         self.outbox.borrow_mut().push(Lookup { key, hash, visit, worker: self.worker, id });
         // The task that sends is queued behind the connections that are ready now.
         self.asked.notify_one();
@@ -110,12 +123,18 @@ impl Ask {
         }
     }
 
+    /// Time has passed: whoever has waited too long is told so. A reply that is dropped says `Unavailable`.
+    pub fn tick(&self, now_ms: u64) {
+        self.now_ms.set(now_ms);
+        self.open.borrow_mut().retain(|_, question| now_ms.saturating_sub(question.since_ms) < PATIENCE_MS);
+    }
+
     fn hand_out(&self, answers: Answers) {
         let mut open = self.open.borrow_mut();
         for (id, looked) in answers {
-            if let Some(reply) = open.remove(&id) {
+            if let Some(question) = open.remove(&id) {
                 // Nobody listens when the visitor has gone.
-                let _ = reply.send(looked);
+                let _ = question.reply.send(looked);
             }
         }
     }

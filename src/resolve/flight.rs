@@ -3,17 +3,17 @@
 //! In: look-ups of all workers. Out: to each of them what the store has.
 //! Never: asks the store for a key twice at a time; answers with a value that was read before a change which the
 //! asker could have seen; says `Missing` when the store did not answer.
-//! At its limit: [`READS_MAX`] reads of the store are under way at once; the others wait in the crossing, and what does
-//! not fit there is `Unavailable`.
+//! At its limit: what waits longer than a core's patience is answered there (see `ask`), not here.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slot;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::Memory;
 use super::ask::{Answers, Looked, Lookup, Questions};
@@ -21,16 +21,13 @@ use super::invalidate::AsOf;
 use crate::domain::key::Key;
 use crate::domain::link::{Entry, Validity};
 use crate::domain::time;
-use crate::store::Store;
+use crate::store::row::Found;
+use crate::store::{Error, Store};
 
 /// Keys of one read of the store.
 const BATCH_MAX: usize = 256;
 /// Turns of event loops that are taken up together.
 const TURNS_MAX: usize = 64;
-/// Reads of the store at once.
-const READS_MAX: usize = 4;
-/// How long the store may take.
-const TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a value is read again that was changed while it was read.
 const ATTEMPTS_MAX: u32 = 5;
 /// Before it is read again: the change is noted already, and the feed's position follows at once.
@@ -40,9 +37,7 @@ const AGAIN: Duration = Duration::from_millis(2);
 /// three: with the embedded store that halves what a miss costs.
 pub fn spawn(flight: Flight, questions: mpsc::Receiver<Questions>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new()
-        .name("waypost-lookup".into())
-        .spawn(move || runtime.block_on(Arc::new(flight).run(questions)))?;
+    std::thread::Builder::new().name("waypost-lookup".into()).spawn(move || runtime.block_on(flight.run(questions)))?;
     Ok(())
 }
 
@@ -54,6 +49,8 @@ pub struct Flight {
     waiting: DashMap<Key, Vec<Lookup>, ahash::RandomState>,
     /// To each worker.
     answers: Vec<mpsc::Sender<Answers>>,
+    /// The last read of the store failed.
+    failing: AtomicBool,
 }
 
 /// Answers on their way, gathered for each worker: what one read answers crosses together.
@@ -62,27 +59,17 @@ type Gathered = HashMap<usize, Answers>;
 impl Flight {
     #[must_use]
     pub fn new(memory: Arc<Memory>, store: Store, answers: Vec<mpsc::Sender<Answers>>) -> Self {
-        Self { memory, store, waiting: DashMap::default(), answers }
+        Self { memory, store, waiting: DashMap::default(), answers, failing: AtomicBool::new(false) }
     }
 
     /// Answers look-ups until every worker has gone.
-    async fn run(self: Arc<Self>, mut questions: mpsc::Receiver<Questions>) {
-        let reads = Arc::new(Semaphore::new(READS_MAX));
+    async fn run(self, mut questions: mpsc::Receiver<Questions>) {
         let mut turns = Vec::new();
         while questions.recv_many(&mut turns, TURNS_MAX).await > 0 {
-            let keys: Vec<(Key, u64)> = turns
-                .drain(..)
-                .flatten()
-                .filter(|lookup| self.wait(*lookup))
-                .map(|lookup| (lookup.key, lookup.hash))
-                .collect();
+            let new = turns.drain(..).flatten().filter(|lookup| self.wait(*lookup));
+            let keys: Vec<(Key, u64)> = new.map(|lookup| (lookup.key, lookup.hash)).collect();
             for keys in keys.chunks(BATCH_MAX) {
-                let permit = Arc::clone(&reads).acquire_owned().await.expect("it is never closed");
-                let (flight, keys) = (Arc::clone(&self), keys.to_vec());
-                tokio::spawn(async move {
-                    flight.look_up(keys).await;
-                    drop(permit);
-                });
+                self.look_up(keys.to_vec()).await;
             }
         }
     }
@@ -105,11 +92,12 @@ impl Flight {
         for _ in 0..ATTEMPTS_MAX {
             // Before the read: what changes from here on is not believed.
             let as_of = self.memory.feed.now();
-            let read = self.store.look_up(keys.iter().map(|(key, _)| *key).collect());
-            let Ok(Ok(entries)) = tokio::time::timeout(TIMEOUT, read).await else { break };
+            let read = self.store.look_up(keys.iter().map(|(key, _)| *key).collect()).await;
+            self.note(read.as_ref().err());
+            let Ok(found) = read else { break };
             let (mut again, mut gathered) = (Vec::new(), Gathered::new());
-            for ((key, hash), entry) in keys.into_iter().zip(entries) {
-                if !self.settle(key, hash, entry, as_of, &mut gathered) {
+            for ((key, hash), found) in keys.into_iter().zip(found) {
+                if !self.settle(key, hash, found, as_of, &mut gathered) {
                     again.push((key, hash));
                 }
             }
@@ -127,31 +115,37 @@ impl Flight {
         self.send(gathered).await;
     }
 
+    /// A line of the log when look-ups begin to fail, and one when they work again.
+    fn note(&self, error: Option<&Error>) {
+        match (error, self.failing.swap(error.is_some(), Ordering::Relaxed)) {
+            (Some(error), false) => tracing::warn!(%error, "look-ups fail: links that are not in memory are 503"),
+            (None, true) => tracing::info!("look-ups work again"),
+            _ => {}
+        }
+    }
+
     /// Keeps what was read and answers those who wait; false if it is not believed and they still wait.
-    fn settle(&self, key: Key, hash: u64, entry: Option<Entry>, as_of: AsOf, gathered: &mut Gathered) -> bool {
-        let kept = match &entry {
-            Some(entry) => self.memory.keep(hash, &key, entry, as_of),
-            None => self.memory.keep_missing(hash, &key, as_of, time::now()),
+    fn settle(&self, key: Key, hash: u64, found: Found, as_of: AsOf, gathered: &mut Gathered) -> bool {
+        let kept = match &found {
+            Found::Entry(entry) => self.memory.keep(hash, &key, entry, as_of),
+            Found::Missing => self.memory.keep_missing(hash, &key, as_of, time::now()),
+            Found::Unreadable => {
+                tracing::error!(code = %key.code, "this link cannot be read from the store: is it written by hand?");
+                true
+            }
         };
         if !kept {
             return false;
         }
+        // Whoever waits came before that question: this thread lets nobody in between.
         let waiters = self.leave(&key);
-        // Who came after a change that this value does not have must not get it. They left before this question, so
-        // whoever comes later asks the store or finds what is kept.
-        if !self.memory.feed.believes(hash, as_of) {
-            let mut alone = false;
-            for waiter in waiters {
-                alone |= self.wait(waiter);
-            }
-            return !alone;
-        }
-        match entry {
-            None => gather(gathered, waiters, &Looked::Missing),
-            Some(entry) if entry.rules.limited && entry.rules.validity(time::now()) == Validity::Valid => {
+        match found {
+            Found::Missing => gather(gathered, waiters, &Looked::Missing),
+            Found::Unreadable => gather(gathered, waiters, &Looked::Unavailable),
+            Found::Entry(entry) if entry.rules.limited && entry.rules.validity(time::now()) == Validity::Valid => {
                 self.take_visits(&entry, waiters);
             }
-            Some(entry) => gather(gathered, waiters, &Looked::Found(Box::new(entry))),
+            Found::Entry(entry) => gather(gathered, waiters, &Looked::Found(Box::new(entry))),
         }
         true
     }

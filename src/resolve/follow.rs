@@ -5,7 +5,7 @@
 //! At its limit: a poll reads [`PAGE`] changes at a time until there are no more.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
@@ -27,16 +27,34 @@ pub struct Follower {
     store: Store,
     ttl: Duration,
     stale_max: Duration,
-    /// When the feed was last followed to its end. Held over a poll: there is one at a time.
-    followed: Mutex<Instant>,
+    /// Held over a poll: there is one at a time.
+    followed: Mutex<Followed>,
+    /// Polls that have begun.
+    begun: AtomicU64,
     /// The last poll failed.
     failing: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Followed {
+    /// When the feed was last followed to its end.
+    at: Instant,
+    /// The number of the poll that did.
+    poll: u64,
 }
 
 impl Follower {
     #[must_use]
     pub fn new(memory: Arc<Memory>, store: Store, ttl: Duration, stale_max: Duration) -> Self {
-        Self { memory, store, ttl, stale_max, followed: Mutex::new(time::monotonic()), failing: AtomicBool::new(false) }
+        Self {
+            memory,
+            store,
+            ttl,
+            stale_max,
+            followed: Mutex::new(Followed { at: time::monotonic(), poll: 0 }),
+            begun: AtomicU64::new(0),
+            failing: AtomicBool::new(false),
+        }
     }
 
     /// Polls until the task is ended.
@@ -62,15 +80,21 @@ impl Follower {
     }
 
     /// Follows the feed to its end: after a change of this process it shows here when this returns. A failure is
-    /// made up for by the next poll.
+    /// made up for by the next poll. Those who come together share one.
     pub async fn catch_up(&self) {
+        let begun = self.begun.load(Ordering::Acquire);
         let mut followed = self.followed.lock().await;
+        // A poll that began after this call has read whatever was committed before it.
+        if followed.poll > begun {
+            return;
+        }
+        let poll = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let outcome = tokio::time::timeout(TIMEOUT, self.poll()).await;
         let outcome = outcome.unwrap_or_else(|_| Err(Error::Unavailable("it took more than a second".into())));
         if outcome.is_ok() {
-            *followed = time::monotonic();
+            *followed = Followed { at: time::monotonic(), poll };
         }
-        self.memory.feed.set_age(*followed, time::monotonic(), self.ttl, self.stale_max);
+        self.memory.feed.set_age(followed.at, time::monotonic(), self.ttl, self.stale_max);
         match (outcome, self.failing.load(Ordering::Relaxed)) {
             (Ok(()), true) => tracing::info!(dependency = "store", "the store answers again"),
             (Err(error), false) => {
@@ -108,8 +132,8 @@ impl Follower {
                 memory.negative.remove(hash, &change.key);
                 // A link that was just created is in nobody's memory.
                 memory.shards.remove(hash, &change.key, !change.created);
+                memory.feed.advance(change.version);
             }
-            memory.feed.advance(last.version);
             if last.version >= end {
                 return Ok(());
             }

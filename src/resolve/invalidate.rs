@@ -21,7 +21,8 @@ const RECENT_MAX: usize = 65_536;
 #[derive(Debug)]
 pub struct Feed {
     trust: AtomicU8,
-    state: Mutex<State>,
+    /// Apart from what every hit reads.
+    state: Box<Mutex<State>>,
 }
 
 #[derive(Debug)]
@@ -61,7 +62,7 @@ impl Feed {
     pub fn new(position: u64) -> Self {
         let at = AsOf { generation: 0, position };
         let state = State { at, floor: position, versions: HashMap::default(), order: VecDeque::new() };
-        Self { trust: AtomicU8::new(Trust::Fresh as u8), state: Mutex::new(state) }
+        Self { trust: AtomicU8::new(Trust::Fresh as u8), state: Box::new(Mutex::new(state)) }
     }
 
     /// Where the feed stands: `as_of` of a look-up that begins now.

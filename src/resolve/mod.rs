@@ -54,10 +54,12 @@ pub enum Tier {
     Hot,
     Shards,
     Store,
+    /// Nothing was looked up: a page, or a request that is none.
+    None,
 }
 
 impl Tier {
-    pub const ALL: [Self; 3] = [Self::Hot, Self::Shards, Self::Store];
+    pub const ALL: [Self; 4] = [Self::Hot, Self::Shards, Self::Store, Self::None];
 
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -65,6 +67,7 @@ impl Tier {
             Self::Hot => "hot",
             Self::Shards => "shards",
             Self::Store => "store",
+            Self::None => "none",
         }
     }
 }
@@ -151,6 +154,11 @@ impl Resolver {
     /// Sends this core's questions across and hands out the answers, until back has gone.
     pub async fn run(&self) {
         self.ask.run().await;
+    }
+
+    /// Time has passed.
+    pub fn tick(&self, now_ms: u64) {
+        self.ask.tick(now_ms);
     }
 
     /// Resolves from memory, or asks. `visit`: whether a limited link is used by it.

@@ -1,8 +1,8 @@
 //! Shards: the process-wide memory of links, least recently used first out.
 //!
 //! In: an entry that was believed (see `invalidate`), or a key. Out: the entry, copied.
-//! Never: waits for anything but one of its own locks, held for a copy of some hundred bytes; grows past its budget;
-//! reads the clock.
+//! Never: waits for anything but one of its own locks; grows past its budget; reads the clock. A lock is held for a copy
+//! of some hundred bytes; when a segment is given up or the index grows, for a walk over some hundred entries.
 //! At its limit: the oldest segment is given up; of its entries those that were asked for since they were last looked
 //! at move to the front, the others are evicted and counted.
 //!
@@ -263,6 +263,7 @@ impl Log {
         self.oldest = self.oldest.wrapping_add(1);
         self.segments.push_back(Vec::with_capacity(SEGMENT_BYTES));
         let (mut offset, mut kept, mut evicted) = (0, 0, 0);
+        let mut spared = Vec::new();
         while offset < old.len() {
             let record = &old[offset..];
             let Parts { key, length, .. } = parts(record);
@@ -280,6 +281,10 @@ impl Log {
             kept += length;
             let mut record = record[..length].to_vec();
             record[0] &= !MARKED;
+            spared.push((hash, record));
+        }
+        // Not before: an index that grows hashes all its entries, and none may still lie in the old segment.
+        for (hash, record) in spared {
             self.push(hash, &record, hash_of);
         }
         evicted
@@ -585,5 +590,25 @@ mod tests {
             }
         }
         assert!(shards.figures().bytes <= (SEGMENTS_MIN * SEGMENT_BYTES + (64 << 10)) as u64);
+    }
+
+    /// An index that rehashes while a segment is given up must find every entry in a segment that is there.
+    #[test]
+    fn an_index_at_its_load_limit_moves_with_its_segments() {
+        for seed in 0..24 {
+            let state = ahash::RandomState::with_seeds(seed, 1, 2, 3);
+            let hash_of = |key: &Key| state.hash_one(key);
+            let shards = Shards::new(0, 1);
+            let entry = entry(3, seed as usize * 3);
+            for number in 0..20_000u32 {
+                let code = Code::parse(format!("k{number}").as_bytes(), Case::Sensitive).unwrap();
+                let key = Key { domain: DomainId(0), code };
+                assert!(shards.insert(hash_of(&key), &key, &entry, hash_of, || true));
+                if !number.is_multiple_of(7) {
+                    assert!(shards.get(hash_of(&key), &key).is_some());
+                }
+            }
+            assert!(shards.figures().evictions > 0);
+        }
     }
 }

@@ -11,10 +11,10 @@ pub mod schema;
 pub mod sqlite;
 
 use crate::domain::key::{DomainId, Key};
-use crate::domain::link::{Entry, Link, LinkId};
+use crate::domain::link::{Link, LinkId};
 use crate::domain::time::UnixMillis;
 use crate::guard::keys::KeyRecord;
-use row::{Change, ChangeRow, Filter, Inserted, NewLink};
+use row::{Change, ChangeRow, Filter, Found, Inserted, NewLink};
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -58,10 +58,10 @@ impl Store {
         }
     }
 
-    /// The entries of `keys`, in their order; none where there is no such link. All are of one moment.
+    /// What there is of `keys`, in their order. All are of one moment.
     /// The embedded store reads them on the caller's own thread: two switches of threads would cost several times the
     /// read. Only the look-up thread calls it.
-    pub async fn look_up(&self, keys: Vec<Key>) -> Result<Vec<Option<Entry>>> {
+    pub async fn look_up(&self, keys: Vec<Key>) -> Result<Vec<Found>> {
         match self {
             Self::Sqlite(sqlite) => sqlite.read_here(|db| sqlite::links::look_up(db, &keys)),
         }

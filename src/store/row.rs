@@ -1,7 +1,7 @@
 //! What goes into a store and comes out of it, beside links and entries.
 
 use crate::domain::key::{DomainId, Key};
-use crate::domain::link::{Fields, Link, LinkId};
+use crate::domain::link::{Entry, Fields, Link, LinkId};
 use crate::domain::target::Target;
 use crate::domain::time::UnixMillis;
 
@@ -11,6 +11,8 @@ pub struct NewLink {
     pub id: LinkId,
     pub key: Key,
     pub fields: Fields,
+    /// What [`OnConflict::Update`] changes: of `fields`, those that were given.
+    pub given: Patch,
     pub created_at: UnixMillis,
     pub imported_clicks: u64,
     pub on_conflict: OnConflict,
@@ -24,7 +26,7 @@ pub enum OnConflict {
     Refuse,
     /// It is [`Inserted::Taken`], unless the link that has it is deleted.
     Take,
-    /// What the file says replaces the fields of the link that has it.
+    /// What was given replaces that of the link that has it; its other fields stay.
     Update,
 }
 
@@ -83,6 +85,15 @@ impl Patch {
         set(&mut fields.max_visits, &self.max_visits);
         set(&mut fields.forward_query, &self.forward_query);
     }
+}
+
+/// What a look-up found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    Entry(Entry),
+    Missing,
+    /// There is a row, and it is no link.
+    Unreadable,
 }
 
 /// A line of the feed.

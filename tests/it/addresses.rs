@@ -226,3 +226,19 @@ fn nobody_forges_a_line_of_the_log() {
         );
     }
 }
+
+/// Figures are for the machine and its network; who comes from elsewhere by way of a balancer is neither.
+#[test]
+fn figures_are_not_read_through_a_balancer() {
+    for (trusted, headers, status) in [
+        ("", &[][..], 200),
+        ("", &[("X-Forwarded-For", "8.8.8.8")], 401),
+        ("\"127.0.0.0/8\"", &[("X-Forwarded-For", "8.8.8.8")], 401),
+        ("\"127.0.0.0/8\"", &[("X-Forwarded-For", "8.8.8.8"), ("Forwarded", "for=1.2.3.4")], 401),
+        ("\"127.0.0.0/8\"", &[("X-Forwarded-For", "10.1.2.3")], 200),
+    ] {
+        let (_setup, server) = Server::new(&format!("[proxies]\ntrusted = [{trusted}]"));
+        let got = server.connect().ask("GET", "/metrics", headers, b"").status;
+        assert_eq!(got, status, "{trusted} {headers:?}");
+    }
+}

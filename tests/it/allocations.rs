@@ -125,6 +125,7 @@ fn a_hit_allocates_nothing() {
     // The first answers come from the shards, until the link has its place in `hot`.
     serve(&front, 10);
     let (fewer, more) = (serve(&front, 1000), serve(&front, 3000));
-    assert_eq!(fewer, more, "2,000 more hits on a connection");
+    // Whether the first request is there when the connection begins is chance, and may cost it one.
+    assert!(more.abs_diff(fewer) <= 2, "{fewer} allocations for 1,000 hits on a connection, {more} for 3,000");
     assert!((1..100).contains(&fewer), "the connection itself does allocate: {fewer}");
 }

@@ -580,3 +580,45 @@ fn the_status_of_a_running_server() {
     let (code, _, err) = ask(&["--server", &format!("http://{nobody}")]);
     assert!(code == Some(1) && err.contains(&format!("nothing answers at http://{nobody}")), "{err}");
 }
+
+/// A CSV of codes and targets says nothing of the other fields, so it changes nothing of them.
+#[test]
+fn an_update_changes_what_the_file_has() {
+    let setup = Setup::new("");
+    let ok = |arguments: &[&str]| {
+        let output = setup.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    ok(&["migrate"]);
+    ok(&[
+        "link",
+        "add",
+        "https://e.com/old",
+        "--code",
+        "a",
+        "--title",
+        "Kept",
+        "--cache-control",
+        "no-cache",
+        "--tag",
+        "t",
+    ]);
+    let file = setup.path("links.csv");
+    std::fs::write(&file, "code,url\na,https://e.com/new\n").unwrap();
+    ok(&["import", file.to_str().unwrap(), "--on-conflict", "update"]);
+    let shown = ok(&["link", "show", "a", "--json"]);
+    for kept in ["https://e.com/new", "Kept", "no-cache", "\"t\""] {
+        assert!(shown.contains(kept), "{kept}: {shown}");
+    }
+}
+
+/// The database has every target and note, and the key of the permutation.
+#[test]
+fn nobody_else_reads_the_store() {
+    use std::os::unix::fs::PermissionsExt;
+    let setup = Setup::new("");
+    assert!(setup.run(&["migrate"]).status.success());
+    let mode = std::fs::metadata(setup.data()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}

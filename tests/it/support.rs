@@ -23,7 +23,7 @@ use waypost::domain::link::{Fields, LinkId};
 use waypost::domain::target::Target;
 use waypost::domain::time::{self, UnixMillis};
 use waypost::guard::keys::{self, ApiKey, KeyRecord, Scope, Scopes};
-use waypost::store::row::{Change, Inserted, NewLink, OnConflict};
+use waypost::store::row::{Change, Inserted, NewLink, OnConflict, Patch};
 use waypost::store::sqlite::{self, Sqlite};
 use waypost::store::{self, Store};
 
@@ -426,6 +426,7 @@ impl Direct {
             id: LinkId(id),
             key,
             fields,
+            given: Patch::default(),
             created_at: now,
             imported_clicks: 0,
             on_conflict: OnConflict::Take,

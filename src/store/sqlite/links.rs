@@ -8,7 +8,7 @@ use crate::domain::key::{Case, Code, DomainId, Key};
 use crate::domain::link::{Entry, Fields, Link, LinkId, Rules};
 use crate::domain::target::Target;
 use crate::domain::time::UnixMillis;
-use crate::store::row::{Change, ChangeRow, Filter, Inserted, NewLink, OnConflict, history};
+use crate::store::row::{Change, ChangeRow, Filter, Found, Inserted, NewLink, OnConflict, history};
 
 const LOOK_UP: &str = "SELECT id, target_url, status, cache_control, forward_query, starts_at, expires_at, expired_url,
     disabled_at IS NOT NULL OR deleted_at IS NOT NULL
@@ -24,9 +24,18 @@ const LINK: &str =
     (SELECT used FROM link_quotas WHERE link_id = id)
   FROM links";
 
-pub fn look_up(db: &Connection, keys: &[Key]) -> Result<Vec<Option<Entry>>> {
+pub fn look_up(db: &Connection, keys: &[Key]) -> Result<Vec<Found>> {
     let mut statement = db.prepare_cached(LOOK_UP)?;
-    keys.iter().map(|key| statement.query_row(params![key.domain.0, key.code.to_string()], entry).optional()).collect()
+    let mut one = |key: &Key| match statement.query_row(params![key.domain.0, key.code.to_string()], entry).optional() {
+        Ok(Some(entry)) => Ok(Found::Entry(entry)),
+        Ok(None) => Ok(Found::Missing),
+        // Somebody else wrote into the file: this row cannot be read, its neighbours can.
+        Err(rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..)) => {
+            Ok(Found::Unreadable)
+        }
+        Err(error) => Err(error),
+    };
+    keys.iter().map(&mut one).collect()
 }
 
 fn entry(row: &Row<'_>) -> Result<Entry> {
@@ -213,7 +222,7 @@ fn insert_one(tx: &mut Writing<'_>, new: &NewLink, on_conflict: OnConflict, now:
         OnConflict::Take => Ok(Inserted::Taken),
         OnConflict::Update => {
             let mut changed = taken.clone();
-            changed.fields = fields.clone();
+            new.given.apply(&mut changed.fields);
             save(tx, &taken, changed, "edit", now)?;
             Ok(Inserted::Updated)
         }
@@ -318,7 +327,7 @@ pub fn take_visit(tx: &mut Writing<'_>, key: Key, id: LinkId, now: UnixMillis) -
     let max: u64 =
         tx.db.prepare_cached("SELECT max_visits FROM links WHERE id = ?1")?.query_row([id.0], |row| row.get(0))?;
     if used == max {
-        // The caches keep the link as one that still has visits.
+        // For the history: no cache keeps a link with a limit.
         let version = tx.next_version();
         record(tx.db, version, now, key, "used_up", None)?;
     }

@@ -9,19 +9,22 @@
 pub mod links;
 pub mod settings;
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::schema::{self, Applied, Migration};
 use super::{Error, Result};
 
 /// Writes that may wait for the writer.
 pub const WRITES_MAX: usize = 4096;
+/// Connections that read at once, the look-up thread's apart.
+const READERS_MAX: usize = 8;
 /// Writes that share a commit.
 const GROUP_MAX: usize = 512;
 /// How long a write waits for another process, in milliseconds.
@@ -40,6 +43,8 @@ struct Shared {
     path: PathBuf,
     writes: Sender<Box<dyn Job>>,
     idle_readers: Mutex<Vec<Connection>>,
+    /// Reads that may be under way on the blocking pool.
+    reading: Semaphore,
 }
 
 /// A piece of work and who waits for it: run once, then told how the commit went.
@@ -99,6 +104,7 @@ impl Sqlite {
     pub fn open(path: &Path) -> Result<Self> {
         let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let pending = schema::pending(&MIGRATIONS, &applied(&db)?)?;
+        prepare_to_write(&db)?;
         if let [first, ..] = pending {
             return Err(Error::Schema(format!(
                 "the store {} lacks migration {} ({}): run `waypost migrate`",
@@ -112,7 +118,12 @@ impl Sqlite {
             .name("waypost-store".into())
             .spawn(move || write_all(db, &jobs))
             .map_err(|error| Error::Broken(format!("no thread for the writer: {error}")))?;
-        Ok(Self(Arc::new(Shared { path: path.to_owned(), writes, idle_readers: Mutex::new(Vec::new()) })))
+        Ok(Self(Arc::new(Shared {
+            path: path.to_owned(),
+            writes,
+            idle_readers: Mutex::new(Vec::new()),
+            reading: Semaphore::new(READERS_MAX),
+        })))
     }
 
     #[must_use]
@@ -125,6 +136,7 @@ impl Sqlite {
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
+        let _reading = self.0.reading.acquire().await.map_err(|_| Error::Broken("it is closed".into()))?;
         let this = self.clone();
         let task = tokio::task::spawn_blocking(move || this.read_here(work));
         task.await.map_err(|error| Error::Broken(format!("a read ended early: {error}")))?
@@ -209,6 +221,10 @@ fn write_group(db: &mut Connection, group: &mut [Box<dyn Job>]) -> Result<()> {
     let mut writing = Writing { db: &transaction, version: before };
     for job in group {
         job.run(&mut writing);
+        // On a full disk SQLite rolls the transaction back by itself: what came next would commit on its own.
+        if transaction.is_autocommit() {
+            return Err(Error::Unavailable("the transaction was rolled back: is the disk full?".into()));
+        }
     }
     let after = writing.version;
     if after != before {
@@ -221,13 +237,18 @@ fn write_group(db: &mut Connection, group: &mut [Box<dyn Job>]) -> Result<()> {
 /// Makes the store if there is none, and brings its schema up to date; returns what was applied.
 pub fn migrate(path: &Path) -> Result<Vec<&'static Migration>> {
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)
+        // The store has what nobody else should read: targets, notes, the key of the permutation.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
             .map_err(|error| Error::Broken(format!("cannot make the folder {}: {error}", folder.display())))?;
     }
     let mut db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
     if schema::pending(&MIGRATIONS, &applied(&db)?)?.is_empty() {
         return Ok(Vec::new());
     }
+    prepare_to_write(&db)?;
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(explain)?;
     // Read again: another process may have been faster than our lock.
     let pending = schema::pending(&MIGRATIONS, &applied(&transaction)?)?;
@@ -283,12 +304,6 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection> {
     let open = || -> rusqlite::Result<Connection> {
         let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         db.busy_timeout(Duration::from_millis(BUSY_MS))?;
-        if !flags.contains(OpenFlags::SQLITE_OPEN_READ_ONLY) {
-            db.pragma_update(None, "journal_mode", "WAL")?;
-            // A create is durable when it is answered: the log is synced at each commit.
-            db.pragma_update(None, "synchronous", "FULL")?;
-            db.pragma_update(None, "foreign_keys", true)?;
-        }
         // Look-ups of codes that are in no cache read pages at random.
         db.pragma_update(None, "mmap_size", 1_i64 << 30)?;
         db.set_prepared_statement_cache_capacity(64);
@@ -299,6 +314,17 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection> {
         Error::Unavailable(why) => Error::Unavailable(format!("{}: {why}", path.display())),
         schema @ Error::Schema(_) => schema,
     })
+}
+
+/// Settings of a connection that writes; only of a file that is ours.
+fn prepare_to_write(db: &Connection) -> Result<()> {
+    let set = || -> rusqlite::Result<()> {
+        db.pragma_update(None, "journal_mode", "WAL")?;
+        // A create is durable when it is answered: the log is synced at each commit.
+        db.pragma_update(None, "synchronous", "FULL")?;
+        db.pragma_update(None, "foreign_keys", true)
+    };
+    set().map_err(explain)
 }
 
 /// Whether to try again is known here alone.
