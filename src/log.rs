@@ -16,7 +16,8 @@ use crate::config::{Log, LogFormat};
 
 /// Starts logging; the first call counts.
 pub fn start(log: &Log) {
-    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_target(false).with_max_level(level(log.level));
+    let writer = || Clean(io::stderr());
+    let builder = tracing_subscriber::fmt().with_writer(writer).with_target(false).with_max_level(level(log.level));
     let started = match log.format {
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
         LogFormat::Text => builder.with_ansi(false).fmt_fields(Escaped).try_init(),
@@ -27,6 +28,36 @@ pub fn start(log: &Log) {
 
 fn level(level: Level) -> LevelFilter {
     LevelFilter::from_level(level)
+}
+
+/// Whether a terminal or a reader of lines may take it for more than a character.
+fn is_odd(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{2028}' | '\u{2029}')
+}
+
+/// JSON leaves DEL, C1 and the line separators of Unicode as they are; here they become escapes of JSON. The line's own
+/// end stays.
+struct Clean<W>(W);
+
+impl<W: io::Write> io::Write for Clean<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        if text.chars().any(|character| is_odd(character) && character != '\n') {
+            let escape = |character: char| match character {
+                '\n' => "\n".to_owned(),
+                odd if is_odd(odd) => format!("\\u{:04x}", u32::from(odd)),
+                other => other.to_string(),
+            };
+            self.0.write_all(text.chars().map(escape).collect::<String>().as_bytes())?;
+        } else {
+            self.0.write_all(bytes)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Fields as `name=value`, the message without its name, control characters escaped.
@@ -55,7 +86,7 @@ impl Line<'_> {
             write!(self.out, "{}=", field.name())?;
         }
         for character in text.chars() {
-            if character.is_control() || matches!(character, '\u{2028}' | '\u{2029}') {
+            if is_odd(character) {
                 write!(self.out, "{}", character.escape_default())?;
             } else {
                 self.out.write_char(character)?;
@@ -109,11 +140,11 @@ mod tests {
 
     #[test]
     fn what_a_client_sends_begins_no_line() {
-        let evil = "a\r\n2026-01-01 INFO forged\u{1b}[31m\u{2028}b";
+        let evil = "a\r\n2026-01-01 INFO forged\u{1b}[31m\u{2028}b\u{9b}c\u{7f}";
         for json in [false, true] {
             let sink = Sink::default();
             let writer = sink.clone();
-            let builder = tracing_subscriber::fmt().with_writer(move || writer.clone());
+            let builder = tracing_subscriber::fmt().with_writer(move || Clean(writer.clone()));
             let log = || {
                 tracing::warn!(host = evil, error = %evil, debugged = ?evil, "sent {evil}");
             };
@@ -124,7 +155,7 @@ mod tests {
             }
             let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
             assert_eq!(text.matches('\n').count(), 1, "{text:?}");
-            assert!(text.ends_with('\n') && !text.contains('\u{1b}') && !text.contains('\r'), "{text:?}");
+            assert!(!text.trim_end_matches('\n').chars().any(is_odd), "{text:?}");
             assert!(text.contains("forged"), "{text:?}");
         }
     }

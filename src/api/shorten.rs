@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::problem::{FieldError, Problem};
 use super::{Api, From, json_object, limit_headers};
-use crate::domain::time;
+use crate::domain::time::{self, UnixMillis};
 use crate::guard::keys::Scope;
 use crate::links::{Draft, NotMade};
 
@@ -35,7 +35,8 @@ pub async fn shorten(
         }
         _ => {}
     }
-    let (draft, mut errors) = draft(json_object(request).await?);
+    let (mut draft, mut errors) = draft(json_object(request).await?);
+    check_expiry(&mut draft, &mut errors, now);
     let original = draft.url.clone();
     let checked = {
         let links = Arc::clone(&api.links);
@@ -84,6 +85,19 @@ pub async fn shorten(
     Ok((StatusCode::CREATED, headers, axum::Json(body)))
 }
 
+/// A program says when to the second: RFC 3339 with an offset, and not in the past. (People may write `90d` elsewhere.)
+fn check_expiry(draft: &mut Draft, errors: &mut Vec<FieldError>, now: UnixMillis) {
+    let mut wrong = |code, detail: String| errors.push(FieldError { pointer: "/expires_at".into(), code, detail });
+    match draft.expires_at.as_deref().map(str::parse::<jiff::Timestamp>) {
+        Some(Err(_)) => {
+            wrong("not_a_time", "it is not RFC 3339 with an offset, such as 2027-01-31T09:00:00+01:00".into())
+        }
+        Some(Ok(at)) if at.as_millisecond() <= now.0 => wrong("in_the_past", "the link would be over already".into()),
+        Some(Ok(_)) | None => return,
+    }
+    draft.expires_at = None;
+}
+
 /// The draft that a body is, and every field of the wrong name or type.
 fn draft(body: Map<String, Value>) -> (Draft, Vec<FieldError>) {
     let mut draft = Draft::default();
@@ -99,6 +113,9 @@ fn draft(body: Map<String, Value>) -> (Draft, Vec<FieldError>) {
         };
         match (name.as_str(), &value) {
             ("custom_code" | "expires_at" | "max_visits", Value::Null) => {}
+            ("custom_code" | "expires_at", Value::String(text)) if text.trim().is_empty() => {
+                wrong("empty", "it is empty: leave it out".into());
+            }
             ("original_url", Value::String(_)) => draft.url = text,
             ("custom_code", Value::String(_)) => draft.code = text,
             ("expires_at", Value::String(_)) => draft.expires_at = text,

@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Args;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-use super::{Common, Failure, Hosts, Outcome, Wanted, block_on, format, format_of, print, start};
+use super::{Common, Failure, Hosts, Outcome, Wanted, block_on, format, format_of, print, say, start};
 use crate::domain::link::LinkId;
 use crate::store::Store;
 use crate::store::row::Filter;
@@ -96,14 +96,21 @@ async fn write(
 ) -> Result<u64, Failure> {
     let mut after: Option<LinkId> = None;
     let mut written = 0;
+    let mut disabled = 0;
     loop {
         let links = store.page(filter.clone(), after, PAGE).await?;
         out.write_all(&writer.write(&links, |domain| hosts.name(domain)))?;
         written += links.len() as u64;
+        disabled += links.iter().filter(|link| link.disabled_at.is_some()).count();
         bar.set_position(written);
         after = links.last().map(|link| link.id);
         if after.is_none() {
             out.flush()?;
+            if disabled > 0 {
+                say(&format!(
+                    "{disabled} of the links are disabled, which no column says: an import would enable them"
+                ));
+            }
             return Ok(written);
         }
     }

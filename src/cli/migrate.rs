@@ -29,7 +29,10 @@ pub fn run(migrate: &Migrate, common: &Common) -> Outcome {
     let pending: &[Migration] = if exists { sqlite::pending(&path).map_err(Failure::store)? } else { &MIGRATIONS };
     let is_pending = |migration: &Migration| pending.iter().any(|other| other.number == migration.number);
     let lines = |verb: &str, migrations: &[Migration]| -> Vec<String> {
-        migrations.iter().map(|migration| format!("{verb} {} {}", migration.number, migration.name)).collect()
+        migrations
+            .iter()
+            .map(|migration| format!("{verb} migration {} ({})", migration.number, migration.name))
+            .collect()
     };
     let changed = !migrate.dry_run && !migrate.status;
     if changed {
