@@ -1,8 +1,9 @@
 //! waypost: a URL shortener and redirect server.
 //!
 //! Two worlds. **Front**: one worker thread per core, each with a single-threaded runtime, its own listener and its own
-//! hot cache. **Back**: one multi-threaded runtime for look-ups, the API and housekeeping. Nothing in front waits for
-//! anything in back, except a look-up that no memory can answer, and a request that is no redirect.
+//! hot cache. **Back**: one multi-threaded runtime for the API and housekeeping, a thread that looks up, and one that writes
+//! the store. Nothing in front waits for anything in back, except a look-up that no memory can answer, and a request
+//! that is no redirect.
 //!
 //! ```text
 //!  front, per core                                            back

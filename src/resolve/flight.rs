@@ -34,7 +34,7 @@ const ATTEMPTS_MAX: u32 = 5;
 const AGAIN: Duration = Duration::from_millis(2);
 
 /// Starts the look-up thread. It has a runtime of its own, so that a question from front crosses one thread and not
-/// three: with the embedded store that halves what a miss costs.
+/// three. Only together with `ask`, which gathers questions, does that make misses cheaper (PERF.md).
 pub fn spawn(flight: Flight, questions: mpsc::Receiver<Questions>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("waypost-lookup".into()).spawn(move || runtime.block_on(flight.run(questions)))?;
