@@ -84,7 +84,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     let policy = Arc::new(policy(&config, &base_url).context(BadConfiguration)?);
     let links = Arc::new(Links::open(store.clone(), policy, config.codes.clone()).await?);
     let cache_bytes = config.cache.memory_bytes(crate::config::memory_limit(Path::new("/")));
-    let position = store.position().await?;
+    let position = store.position().await?.version;
     let memory = Arc::new(Memory::new(cache_bytes, workers, config.cache.negative_ttl, position));
     let follower =
         Arc::new(Follower::new(Arc::clone(&memory), store.clone(), config.cache.ttl, config.cache.stale_max));

@@ -51,6 +51,7 @@ pub mod store;
 pub mod table;
 
 pub mod app;
+pub mod breaker;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -365,6 +365,7 @@ impl Links {
     async fn generate(&self) -> Result<Code, NotMade> {
         let text = match self.codes.strategy {
             Strategy::Random => random::draw(self.codes.alphabet, self.codes.length, &mut rand::rng(), &self.words),
+            Strategy::Snowflake => return Err(NotMade::NumbersUsedUp),
             Strategy::Permuted => loop {
                 let mut numbers = self.numbers.lock().await;
                 match self.permutation.draw(&mut numbers, &self.words) {

@@ -16,7 +16,7 @@ use super::problem::Problem;
 use super::{Api, From};
 use crate::domain::link::LinkId;
 use crate::guard::keys::Scope;
-use crate::store::row::Filter;
+use crate::store::row::{Filter, Reading};
 use crate::table::{Format, Writer};
 
 /// Links that are read at a time, for one piece of the stream: at 2 KiB each, several copies of it stay far below the
@@ -46,7 +46,7 @@ pub async fn export(
         let mut writer = Writer::new(format);
         let mut after: Option<LinkId> = None;
         loop {
-            let links = match api.store.page(Filter::default(), after, PAGE).await {
+            let links = match api.store.page(Filter::default(), after, PAGE, Reading::Lately).await {
                 Ok(links) => links,
                 // The client sees a body that ends early, not one that looks whole.
                 Err(error) => return pieces.send(Err(axum::Error::new(error))).await.unwrap_or(()),

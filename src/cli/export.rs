@@ -15,7 +15,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use super::{Common, Failure, Hosts, Outcome, Wanted, block_on, format, format_of, print, say, start};
 use crate::domain::link::LinkId;
 use crate::store::Store;
-use crate::store::row::Filter;
+use crate::store::row::{Filter, Reading};
 use crate::table::{Format, Writer};
 
 const PAGE: u32 = 1000;
@@ -67,7 +67,7 @@ async fn to_file(store: &Store, hosts: &Hosts, filter: Filter, writer: Writer, p
     if io::stderr().is_terminal() {
         let style = ProgressStyle::with_template("{wide_bar} {human_pos} of {human_len} links {eta}");
         bar.set_style(style.expect("the template is well-formed"));
-        bar.set_length(store.count(filter.clone()).await?);
+        bar.set_length(store.count(filter.clone(), Reading::Lately).await?);
         bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
     }
     let mut out = File::create(&part).with_context(|| format!("cannot write {}", part.display()))?;
@@ -98,7 +98,7 @@ async fn write(
     let mut written = 0;
     let mut disabled = 0;
     loop {
-        let links = store.page(filter.clone(), after, PAGE).await?;
+        let links = store.page(filter.clone(), after, PAGE, Reading::Lately).await?;
         out.write_all(&writer.write(&links, |domain| hosts.name(domain)))?;
         written += links.len() as u64;
         disabled += links.iter().filter(|link| link.disabled_at.is_some()).count();

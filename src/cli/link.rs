@@ -17,7 +17,7 @@ use crate::domain::target::Target;
 use crate::domain::time::{self, UnixMillis};
 use crate::links::{BadField, Draft, Links, rfc3339};
 use crate::store::Store;
-use crate::store::row::Change;
+use crate::store::row::{Change, Reading};
 
 /// Links that are read at a time.
 const PAGE: u32 = 1000;
@@ -349,7 +349,7 @@ async fn list(store: &Store, wanted: &Wanted, limit: u64, as_json: bool) -> Outc
     let mut text = if as_json { "[".to_owned() } else { String::new() };
     loop {
         let page = left.min(PAGE.into()) as u32;
-        let links = if page == 0 { Vec::new() } else { store.page(filter.clone(), after, page).await? };
+        let links = if page == 0 { Vec::new() } else { store.page(filter.clone(), after, page, Reading::Now).await? };
         let rows: Vec<_> = links.iter().map(|link| (name(link.key, hosts.name(link.key.domain)), link)).collect();
         let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(10);
         for (index, (name, link)) in rows.into_iter().enumerate() {

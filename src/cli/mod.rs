@@ -51,6 +51,12 @@ pub struct Common {
     /// The folder of the embedded store [default: ./waypost-data]
     #[arg(long, global = true, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Keep links in Postgres: postgres://user:password@host/database
+    #[arg(long, global = true, value_name = "URL")]
+    postgres: Option<String>,
+    /// Cache links in Redis: redis://host
+    #[arg(long, global = true, value_name = "URL")]
+    redis: Option<String>,
     /// Print JSON instead of text
     #[arg(long, global = true)]
     pub json: bool,
@@ -150,7 +156,13 @@ pub fn print(text: &str) {
 
 /// The configuration that `flags`, the environment and the file make.
 pub fn configure(common: &Common, flags: Flags) -> Result<Loaded, Failure> {
-    let flags = Flags { config: common.config.clone(), data: common.data.clone(), ..flags };
+    let flags = Flags {
+        config: common.config.clone(),
+        data: common.data.clone(),
+        postgres: common.postgres.clone(),
+        redis: common.redis.clone(),
+        ..flags
+    };
     // What is no text is no configuration.
     let environment =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));

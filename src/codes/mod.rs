@@ -29,6 +29,8 @@ pub enum Strategy {
     Random,
     /// [`permuted::Permutation`]: as short as can be, out of leased numbers.
     Permuted,
+    /// [`snowflake::Snowflakes`]: out of a leased worker id, without asking the store for each.
+    Snowflake,
 }
 
 /// A name in the configuration or in the store's settings that means nothing here.
@@ -36,7 +38,7 @@ pub enum Strategy {
 pub enum Unknown {
     #[error("codes.alphabet is base62, base58 or base36, not {0:?}")]
     Alphabet(String),
-    #[error("codes.strategy is random or permuted, not {0:?}")]
+    #[error("codes.strategy is random, permuted or snowflake, not {0:?}")]
     Strategy(String),
 }
 
@@ -69,7 +71,7 @@ impl Alphabet {
 }
 
 impl Strategy {
-    pub const ALL: [Self; 2] = [Self::Random, Self::Permuted];
+    pub const ALL: [Self; 3] = [Self::Random, Self::Permuted, Self::Snowflake];
 
     /// As the configuration spells it.
     #[must_use]
@@ -77,6 +79,7 @@ impl Strategy {
         match self {
             Self::Random => "random",
             Self::Permuted => "permuted",
+            Self::Snowflake => "snowflake",
         }
     }
 

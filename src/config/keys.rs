@@ -24,6 +24,12 @@ pub enum Kind {
     Text,
     /// Text that is never shown and stands in the environment alone.
     Secret,
+    /// The address of a service; `""` = none. Its password is not shown.
+    Service,
+    /// A whole number from 0 on; `""` = none.
+    OptionalCount {
+        max: u64,
+    },
     /// Text, one of these.
     OneOf(&'static [&'static str]),
     Flag,
@@ -49,7 +55,7 @@ const ANY: Kind = Kind::Duration { min: Duration::ZERO };
 const AT_LEAST_1MS: Kind = Kind::Duration { min: Duration::from_millis(1) };
 
 /// In the order in which they are printed: TOML wants those without a section first.
-pub const KEYS: [Key; 45] = [
+pub const KEYS: [Key; 68] = [
     key("base_url", Kind::Text, r#""""#, "what short URLs begin with; \"\" = http:// and the first listener"),
     key("data", Kind::Text, r#""./waypost-data""#, "folder of the store, the spool and admin.key"),
     key("admin_key", Kind::Secret, r#""""#, "an admin key of its own, 20 bytes or more; from the environment alone"),
@@ -108,6 +114,62 @@ pub const KEYS: [Key; 45] = [
         r#"["loopback", "private"]"#,
         "peers that read /metrics without a key: \"loopback\", \"private\", addresses, CIDRs",
     ),
+    key("postgres.url", Kind::Service, r#""""#, "postgres://user:password@host/database; \"\" = the embedded store"),
+    key("postgres.replica_url", Kind::Service, r#""""#, "a standby that lists and exports are read from; \"\" = none"),
+    key("postgres.replica_max_lag", ANY, r#""2s""#, "a standby further behind is not read"),
+    key(
+        "postgres.direct_url",
+        Kind::Service,
+        r#""""#,
+        "past a pooler in transaction mode, for LISTEN; \"\" = postgres.url if statements are prepared",
+    ),
+    key(
+        "postgres.migrate_url",
+        Kind::Service,
+        r#""""#,
+        "with a role that owns the tables; \"\" = postgres.direct_url or postgres.url",
+    ),
+    key(
+        "postgres.migrate",
+        Kind::OneOf(&["auto", "check"]),
+        r#""auto""#,
+        "whether serve brings the schema up to date or refuses an old one",
+    ),
+    key("postgres.pool", Kind::Count { min: 2, max: 1000 }, "8", "connections to Postgres"),
+    key("postgres.pool_timeout", AT_LEAST_1MS, r#""1s""#, "how long a request waits for one of them"),
+    key("postgres.max_lifetime", AT_LEAST_1MS, r#""1h""#, "a connection is replaced after this time"),
+    key("postgres.lookups", Kind::Count { min: 1, max: 10_000 }, "32", "codes that are looked up at once"),
+    key(
+        "postgres.lookup_timeout",
+        AT_LEAST_1MS,
+        r#""250ms""#,
+        "how long a look-up may take, its wait for others included; then it is a 503",
+    ),
+    key(
+        "postgres.statements",
+        Kind::OneOf(&["prepared", "unnamed"]),
+        r#""prepared""#,
+        "unnamed works through poolers that give every transaction another connection",
+    ),
+    key("postgres.connect_timeout", AT_LEAST_1MS, r#""2s""#, "how long making a connection may take"),
+    key("postgres.statement_timeout", AT_LEAST_1MS, r#""2s""#, "how long any other statement may take"),
+    key(
+        "redis.url",
+        Kind::Service,
+        r#""""#,
+        "redis://host, rediss://, redis+unix:///path, redis+cluster://a,b, redis+sentinel://a,b/name; \"\" = none",
+    ),
+    key("redis.ca_file", Kind::Text, r#""""#, "PEM of the authorities of its certificate; \"\" = the system's"),
+    key("redis.timeout", AT_LEAST_1MS, r#""20ms""#, "how long a command may take"),
+    key("redis.ttl", AT_LEAST_1MS, r#""10min""#, "how long a link stays in Redis"),
+    key("redis.prefix", Kind::Text, r#""waypost:""#, "what every key and channel begins with"),
+    key(
+        "breaker.failures",
+        Kind::Count { min: 1, max: 1000 },
+        "5",
+        "failures in a row, after which a dependency is left alone",
+    ),
+    key("breaker.recovery", AT_LEAST_1MS, r#""10s""#, "for this time"),
     key(
         "cache.memory",
         Kind::Size,
@@ -117,7 +179,7 @@ pub const KEYS: [Key; 45] = [
     key("cache.ttl", ANY, r#""60s""#, "how long a link is fresh without news from the store"),
     key("cache.negative_ttl", ANY, r#""2s""#, "how long a code is remembered as unknown"),
     key("cache.stale_max", ANY, r#""24h""#, "how long a link is served after it was fresh, while the store is away"),
-    key("codes.strategy", Kind::OneOf(&["random", "permuted"]), r#""random""#, "how codes are made"),
+    key("codes.strategy", Kind::OneOf(&["random", "permuted", "snowflake"]), r#""random""#, "how codes are made"),
     key(
         "codes.length",
         Kind::Count { min: 4, max: 32 },
@@ -135,6 +197,18 @@ pub const KEYS: [Key; 45] = [
         Kind::OneOf(&["sensitive", "insensitive"]),
         r#""sensitive""#,
         "whether AbC and abc are two codes, fixed when a store is made; insensitive with base36 alone",
+    ),
+    key(
+        "codes.worker_id",
+        Kind::OptionalCount { max: 1023 },
+        r#""""#,
+        "this instance's number in snowflakes; \"\" = one that is free",
+    ),
+    key(
+        "codes.worker_lease",
+        Kind::Duration { min: Duration::from_secs(1) },
+        r#""60s""#,
+        "how long that number is leased; renewed after half of it",
     ),
     key("shorten.open", Kind::Flag, "false", "anybody may shorten and read stats"),
     key(
@@ -218,6 +292,8 @@ impl Kind {
     pub fn describe(&self) -> String {
         match self {
             Self::Text | Self::Secret => "text in quotes".to_owned(),
+            Self::Service => "an address in quotes, such as \"scheme://host:port\"".to_owned(),
+            Self::OptionalCount { max } => format!("a whole number from 0 to {max}, or \"\""),
             Self::OneOf(names) => format!("one of {}", names.join(", ")),
             Self::Flag => "true or false".to_owned(),
             Self::Count { min, max } => format!("a whole number from {min} to {max}"),
@@ -309,14 +385,18 @@ mod tests {
         check("x", None);
         check("", None);
         check("foo.bar", None);
-        check("postgres_url", None);
+        check("postgres_url", Some("postgres.url"));
     }
 
     #[test]
     fn unknown_sections_and_the_nearest() {
-        for (unknown, want) in
-            [("cahce", Some("cache")), ("limit", Some("limits")), ("proxy", None), ("redis", None), ("", None)]
-        {
+        for (unknown, want) in [
+            ("cahce", Some("cache")),
+            ("limit", Some("limits")),
+            ("proxy", None),
+            ("rediss", Some("redis")),
+            ("", None),
+        ] {
             assert_eq!(nearest_section(unknown), want, "{unknown}");
         }
     }

@@ -22,8 +22,9 @@ use url::Url;
 
 use super::keys::{self, KEYS, Key, Kind, TABLES};
 use super::{
-    Api, Cache, Codes, Config, Connections, Domain, Limits, Listen, Log, LogFormat, Metrics, Pages, Peers, Proxies,
-    Redirect, Secret, Shorten, Shutdown, Targets, Workers, units,
+    Api, Breaker, Cache, Codes, Config, Connections, Domain, Limits, Listen, Log, LogFormat, Metrics, Migrate, Pages,
+    Peers, Postgres, Proxies, Redirect, Redis, Secret, ServiceUrl, Shorten, Shutdown, Statements, Targets, Workers,
+    units,
 };
 use crate::codes::{Alphabet, Strategy};
 use crate::domain::key::Case;
@@ -57,6 +58,8 @@ pub struct Flags {
     pub base_url: Option<String>,
     pub data: Option<PathBuf>,
     pub workers: Option<usize>,
+    pub postgres: Option<String>,
+    pub redis: Option<String>,
     /// Sets `shorten.open`; false says nothing.
     pub open: bool,
     /// `shorten.open` is meant, on any listener.
@@ -97,6 +100,7 @@ pub enum Raw {
     Flag(bool),
     List(Vec<String>),
     Secret(Secret),
+    Service(ServiceUrl),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -242,6 +246,8 @@ fn print_value(entry: &Entry, key: &Key) -> String {
         Raw::Flag(flag) => format!("{leaf} = {flag}  # {at}"),
         Raw::List(list) => format!("{leaf} = {}  # {at}", toml::Value::Array(list.iter().map(quoted).collect())),
         Raw::Secret(_) => format!("# {leaf} = \"(hidden)\"  # {at}"),
+        Raw::Service(url) if url.has_credentials() => format!("# {leaf} = {}  # {at}", quoted(&url.to_string())),
+        Raw::Service(url) => format!("{leaf} = {}  # {at}", quoted(&url.expose().to_owned())),
     }
 }
 
@@ -351,7 +357,9 @@ fn from_text(key: &Key, text: String) -> Result<Raw, String> {
         Kind::Secret => Raw::Secret(Secret::new(text).map_err(|error| error.to_string())?),
         Kind::List => Raw::List(list(&text)),
         Kind::Flag => Raw::Flag(text.parse().map_err(|_| must_be(key, &text))?),
-        Kind::Count { .. } => Raw::Count(text.parse().map_err(|_| must_be(key, &text))?),
+        Kind::OptionalCount { .. } if text.is_empty() => Raw::Text(text),
+        Kind::Count { .. } | Kind::OptionalCount { .. } => Raw::Count(text.parse().map_err(|_| must_be(key, &text))?),
+        Kind::Service => Raw::Service(ServiceUrl::new(text)),
     })
 }
 
@@ -390,6 +398,11 @@ fn from_flags(flags: &Flags, given: &mut Given, errors: &mut Vec<Error>) {
     }
     if let Some(count) = flags.workers {
         set("workers.count", Raw::Count(count as u64), "--workers");
+    }
+    for (name, url, flag) in [("postgres.url", &flags.postgres, "--postgres"), ("redis.url", &flags.redis, "--redis")] {
+        if let Some(url) = url {
+            set(name, Raw::Service(ServiceUrl::new(url.clone())), flag);
+        }
     }
     if flags.open {
         set("shorten.open", Raw::Flag(true), "--open");
@@ -530,9 +543,13 @@ fn from_toml(key: &Key, value: &DeValue<'_>) -> Result<Raw, String> {
         // A number without a unit: what reads units says how it is written.
         (Kind::Duration { .. } | Kind::Size, DeValue::Integer(number)) => Ok(Raw::Text(number.to_string())),
         (Kind::Flag, DeValue::Boolean(flag)) => Ok(Raw::Flag(*flag)),
-        (Kind::Count { .. }, DeValue::Integer(number)) => u64::from_str_radix(number.as_str(), number.radix())
-            .map(Raw::Count)
-            .map_err(|_| must_be(key, &number.to_string())),
+        (Kind::Service, DeValue::String(text)) => Ok(Raw::Service(ServiceUrl::new(text.to_string()))),
+        (Kind::OptionalCount { .. }, DeValue::String(text)) if text.is_empty() => Ok(Raw::Text(String::new())),
+        (Kind::Count { .. } | Kind::OptionalCount { .. }, DeValue::Integer(number)) => {
+            u64::from_str_radix(number.as_str(), number.radix())
+                .map(Raw::Count)
+                .map_err(|_| must_be(key, &number.to_string()))
+        }
         (Kind::List, DeValue::Array(items)) => items
             .iter()
             .map(|item| item.get_ref().as_str().map(str::to_owned).ok_or_else(|| must_be_of(key, item.get_ref())))
@@ -705,6 +722,9 @@ fn single(entry: &Entry) -> Result<Config, Error> {
         pages: Pages { dir: entry.optional("pages.dir", path)? },
         api: Api { listen: entry.optional("api.listen", address)? },
         metrics: Metrics { allow: entry.list("metrics.allow", peers)? },
+        postgres: postgres(entry)?,
+        redis: redis(entry)?,
+        breaker: Breaker { failures: entry.count("breaker.failures")?, recovery: entry.duration("breaker.recovery")? },
         cache: Cache {
             memory: entry.optional("cache.memory", size)?,
             ttl: entry.duration("cache.ttl")?,
@@ -720,6 +740,8 @@ fn single(entry: &Entry) -> Result<Config, Error> {
                 "insensitive" => Some(Case::Insensitive),
                 _ => None,
             })?,
+            worker_id: entry.optional_count("codes.worker_id")?,
+            worker_lease: entry.duration("codes.worker_lease")?,
         },
         shorten: Shorten { open: entry.flag("shorten.open")? },
         limits: Limits {
@@ -749,6 +771,58 @@ fn single(entry: &Entry) -> Result<Config, Error> {
         },
         shutdown: Shutdown { drain: entry.duration("shutdown.drain")?, grace: entry.duration("shutdown.grace")? },
     })
+}
+
+/// None without `postgres.url`; the other keys are checked all the same.
+fn postgres(entry: &Entry) -> Result<Option<Postgres>, Error> {
+    let schemes = &["postgres", "postgresql"];
+    let settings = Postgres {
+        url: entry.service("postgres.url", schemes)?.unwrap_or_else(|| ServiceUrl::new(String::new())),
+        replica_url: entry.service("postgres.replica_url", schemes)?,
+        replica_max_lag: entry.duration("postgres.replica_max_lag")?,
+        direct_url: entry.service("postgres.direct_url", schemes)?,
+        migrate_url: entry.service("postgres.migrate_url", schemes)?,
+        migrate: entry.one_of("postgres.migrate", |name| match name {
+            "auto" => Some(Migrate::Auto),
+            "check" => Some(Migrate::Check),
+            _ => None,
+        })?,
+        pool: entry.count("postgres.pool")?,
+        pool_timeout: entry.duration("postgres.pool_timeout")?,
+        max_lifetime: entry.duration("postgres.max_lifetime")?,
+        lookups: entry.count("postgres.lookups")?,
+        lookup_timeout: entry.duration("postgres.lookup_timeout")?,
+        statements: entry.one_of("postgres.statements", |name| match name {
+            "prepared" => Some(Statements::Prepared),
+            "unnamed" => Some(Statements::Unnamed),
+            _ => None,
+        })?,
+        connect_timeout: entry.duration("postgres.connect_timeout")?,
+        statement_timeout: entry.duration("postgres.statement_timeout")?,
+    };
+    Ok(Some(settings).filter(|settings| !settings.url.expose().is_empty()))
+}
+
+/// None without `redis.url`; the other keys are checked all the same.
+fn redis(entry: &Entry) -> Result<Option<Redis>, Error> {
+    let schemes = &[
+        "redis",
+        "rediss",
+        "redis+unix",
+        "unix",
+        "redis+cluster",
+        "rediss+cluster",
+        "redis+sentinel",
+        "rediss+sentinel",
+    ];
+    let settings = Redis {
+        url: entry.service("redis.url", schemes)?.unwrap_or_else(|| ServiceUrl::new(String::new())),
+        ca_file: entry.optional("redis.ca_file", path)?,
+        timeout: entry.duration("redis.timeout")?,
+        ttl: entry.duration("redis.ttl")?,
+        prefix: entry.text("redis.prefix", prefix)?,
+    };
+    Ok(Some(settings).filter(|settings| !settings.url.expose().is_empty()))
 }
 
 impl Entry {
@@ -802,6 +876,30 @@ impl Entry {
                 let count = Some(count).filter(|count| (min..=max).contains(count)).ok_or(count);
                 let fits = count.and_then(|count| T::try_from(count).map_err(|_| count));
                 fits.map_err(|count| format!("must be {}, not {count}", key.kind.describe()))
+            }
+            _ => Err(not_of_its_kind(key)),
+        })
+    }
+
+    /// `""` = none.
+    fn optional_count<T: TryFrom<u64>>(&self, name: &'static str) -> Result<Option<T>, Error> {
+        self.get(name, |key, raw| match (key.kind, raw) {
+            (Kind::OptionalCount { .. }, Raw::Text(_)) => Ok(None),
+            (Kind::OptionalCount { max }, Raw::Count(count)) => {
+                let fits = Some(count).filter(|count| *count <= max).and_then(|count| T::try_from(count).ok());
+                fits.map(Some).ok_or_else(|| format!("must be {}, not {count}", key.kind.describe()))
+            }
+            _ => Err(not_of_its_kind(key)),
+        })
+    }
+
+    /// `""` = none. A message never shows the address: it may have a password in it.
+    fn service(&self, name: &'static str, schemes: &[&str]) -> Result<Option<ServiceUrl>, Error> {
+        self.get(name, |key, raw| match raw {
+            Raw::Service(url) if url.expose().is_empty() => Ok(None),
+            Raw::Service(url) => {
+                let known = url.expose().split_once("://").is_some_and(|(scheme, _)| schemes.contains(&scheme));
+                known.then_some(Some(url)).ok_or_else(|| format!("must begin with {}://", schemes.join("://, ")))
             }
             _ => Err(not_of_its_kind(key)),
         })
@@ -864,6 +962,13 @@ fn path(text: &str) -> Result<PathBuf, String> {
         return Err(format!("must be a path, not {text:?}"));
     }
     Ok(text.into())
+}
+
+/// What keys of Redis begin with. Braces would put every key into one slot of a cluster.
+fn prefix(text: &str) -> Result<String, String> {
+    let fits = text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'{' | b'}'));
+    fits.then(|| text.to_owned())
+        .ok_or_else(|| format!("must be at most 64 visible ascii characters without braces, not {text:?}"))
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -1063,6 +1168,30 @@ mod tests {
         listen = "127.0.0.1:9000"
         [metrics]
         allow = ["private", "192.0.2.1"]
+        [postgres]
+        url = "postgresql://db/waypost"
+        replica_url = "postgres://replica"
+        replica_max_lag = "1s"
+        direct_url = "postgres://direct"
+        migrate_url = "postgres://db/owner"
+        migrate = "check"
+        pool = 2
+        pool_timeout = "2s"
+        max_lifetime = "2h"
+        lookups = 1
+        lookup_timeout = "1ms"
+        statements = "unnamed"
+        connect_timeout = "3s"
+        statement_timeout = "3s"
+        [redis]
+        url = "rediss://cache:6380"
+        ca_file = "ca.pem"
+        timeout = "5ms"
+        ttl = "1h"
+        prefix = "w:"
+        [breaker]
+        failures = 3
+        recovery = "1s"
         [cache]
         memory = "64MiB"
         ttl = "1s"
@@ -1073,6 +1202,8 @@ mod tests {
         length = 4
         alphabet = "base36"
         case = "insensitive"
+        worker_id = 7
+        worker_lease = "30s"
         [shorten]
         open = true
         [limits]
@@ -1223,14 +1354,21 @@ mod tests {
     fn what_a_file_may_not_say() {
         for (text, start, end) in [
             ("\n[cache]\nmemroy = \"1GiB\"", "3: unknown key cache.memroy: ", "did you mean cache.memory"),
-            ("[redirect]\nttl = \"1s\"", "2: unknown key redirect.ttl: ", "did you mean cache.ttl"),
+            ("[redirect]\nttl = \"1s\"", "2: unknown key redirect.ttl: ", "did you mean redis.ttl"),
             ("[[listen]]\nadress = \"127.0.0.1:1\"", "2: unknown key listen.adress: ", "did you mean listen.address"),
             ("[cache]\nsize = 5", "2: unknown key cache.size: ", "[cache] has memory, ttl, negative_ttl, stale_max"),
             ("seven = 5", "1: unknown key seven: ", "`waypost config print` shows the known ones"),
-            ("ttl = 5", "1: unknown key ttl: ", "did you mean cache.ttl"),
+            ("ttl = 5", "1: unknown key ttl: ", "did you mean redis.ttl"),
             ("cache.ttl.x = 5", "1: cache.ttl must be a duration in quotes, such as \"30s\", not a table", ""),
             ("[cahce]\nttl = 5", "1: unknown section [cahce]: ", "did you mean [cache]"),
-            ("[redis]\nurl = 5", "1: unknown section [redis]: ", "shows the known ones"),
+            ("[mysql]\nurl = 5", "1: unknown section [mysql]: ", "shows the known ones"),
+            ("[redis]\nurl = 5", "2: redis.url must be an address in quotes", "not 5"),
+            (
+                "[postgres]\nurl = \"mysql://a:secret@b\"",
+                "2: postgres.url must begin with postgres://",
+                "postgresql://",
+            ),
+            ("[codes]\nworker_id = 1024", "2: codes.worker_id must be a whole number from 0 to 1023", "not 1024"),
             ("cache = 5", "1: cache is a section: ", "write [cache], and its keys below"),
             ("[[cache]]", "1: cache is a section: ", "write [cache], and its keys below"),
             ("[listen]\naddress = \"127.0.0.1:1\"", "1: listen is a list of tables: ", "write [[listen]] for each"),

@@ -51,6 +51,11 @@ pub struct Config {
     pub pages: Pages,
     pub api: Api,
     pub metrics: Metrics,
+    /// None (default) = the embedded store in [`Config::data`].
+    pub postgres: Option<Postgres>,
+    /// None (default) = no Redis.
+    pub redis: Option<Redis>,
+    pub breaker: Breaker,
     pub cache: Cache,
     pub codes: Codes,
     pub shorten: Shorten,
@@ -145,6 +150,79 @@ pub enum Peers {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Postgres {
+    /// `postgres://user:password@host:port/database?sslmode=verify-full&sslrootcert=FILE`.
+    pub url: ServiceUrl,
+    /// A standby that lists and exports are read from; none by default.
+    pub replica_url: Option<ServiceUrl>,
+    /// A standby further behind is not read; 2 s by default.
+    pub replica_max_lag: Duration,
+    /// Past a pooler in transaction mode, for what needs a session (LISTEN); none (default) = [`Postgres::url`], if
+    /// statements are prepared.
+    pub direct_url: Option<ServiceUrl>,
+    /// A role that owns the tables; none (default) = [`Postgres::direct_url`] or [`Postgres::url`].
+    pub migrate_url: Option<ServiceUrl>,
+    /// Auto by default.
+    pub migrate: Migrate,
+    /// Connections, 2 to 1,000; 8 by default.
+    pub pool: usize,
+    /// How long a request waits for one of them; 1 s by default.
+    pub pool_timeout: Duration,
+    /// A connection is replaced after this time; 1 h by default.
+    pub max_lifetime: Duration,
+    /// Codes that are looked up at once, 1 to 10,000; 32 by default.
+    pub lookups: usize,
+    /// How long a look-up may take, its wait for others included; 250 ms by default, then it is a 503.
+    pub lookup_timeout: Duration,
+    /// Prepared by default.
+    pub statements: Statements,
+    /// 2 s by default.
+    pub connect_timeout: Duration,
+    /// 2 s by default.
+    pub statement_timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Migrate {
+    /// `serve` brings the schema up to date.
+    Auto,
+    /// `serve` refuses an old schema.
+    Check,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Statements {
+    /// Parsed and planned once a connection.
+    Prepared,
+    /// Each time anew, for poolers that give every transaction another connection.
+    Unnamed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redis {
+    /// `redis://`, `rediss://`, `redis+unix:///path`; `redis+cluster://` and `rediss+cluster://` with nodes separated by
+    /// commas; `redis+sentinel://sentinel,sentinel/name` and `rediss+sentinel://`.
+    pub url: ServiceUrl,
+    /// PEM of the authorities that a server's certificate is checked with; none (default) = the system's.
+    pub ca_file: Option<PathBuf>,
+    /// How long a command may take; 20 ms by default.
+    pub timeout: Duration,
+    /// How long a link stays; 10 min by default, less up to a tenth.
+    pub ttl: Duration,
+    /// What every key and channel begins with; `waypost:` by default.
+    pub prefix: String,
+}
+
+/// When a dependency that fails is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Breaker {
+    /// Failures in a row, 1 to 1,000; 5 by default.
+    pub failures: u32,
+    /// Then nothing is asked for this time; 10 s by default.
+    pub recovery: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cache {
     /// Bytes that cached links may take; none (default) = by the memory limit, see [`Cache::memory_bytes`].
     pub memory: Option<u64>,
@@ -166,6 +244,10 @@ pub struct Codes {
     pub alphabet: Alphabet,
     /// Sensitive by default, insensitive with base 36 alone; fixed when a store is made.
     pub case: Case,
+    /// Of snowflakes, 0 to 1,023; none (default) = one that is free.
+    pub worker_id: Option<u16>,
+    /// How long a worker id is leased; 60 s by default.
+    pub worker_lease: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -225,6 +307,56 @@ pub struct Shutdown {
     pub drain: Duration,
     /// After that, what is in flight has this time to end; 10 s by default.
     pub grace: Duration,
+}
+
+/// The address of a service, which may have a password in it; what is shown has none.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServiceUrl(String);
+
+impl ServiceUrl {
+    #[must_use]
+    pub fn new(url: String) -> Self {
+        Self(url)
+    }
+
+    /// With the password: to connect with it, and for nothing else.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// What is between the scheme and the last `@` of the authority: nobody knows which part of it is secret.
+    fn credentials(&self) -> Option<std::ops::Range<usize>> {
+        let start = self.0.find("://")? + 3;
+        let end = self.0[start..].find(['/', '?', '#']).map_or(self.0.len(), |end| start + end);
+        // A password that was not percent-encoded may have any of these: the last @ of all ends it.
+        let at = self.0[start..].rfind('@').map(|at| start + at).filter(|at| *at < end || self.0[*at..].contains(':'));
+        let at = at.or_else(|| self.0[start..end].rfind('@').map(|at| start + at))?;
+        Some(start..at)
+    }
+
+    #[must_use]
+    pub fn has_credentials(&self) -> bool {
+        self.credentials().is_some() || self.0.contains("password=")
+    }
+}
+
+/// Without user and password.
+impl fmt::Display for ServiceUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let url = match self.credentials() {
+            Some(range) => format!("{}(hidden){}", &self.0[..range.start], &self.0[range.end..]),
+            None => self.0.clone(),
+        };
+        // A parameter may be the password too; what follows the address says nothing to a person.
+        f.write_str(url.split('?').next().unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for ServiceUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// Text that no message, log line or print shows.

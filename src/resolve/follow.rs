@@ -110,7 +110,7 @@ impl Follower {
 
     async fn poll(&self) -> Result<(), Error> {
         let memory = &*self.memory;
-        let end = self.store.position().await?;
+        let end = self.store.position().await?.version;
         loop {
             let position = memory.feed.now().position;
             if end == position {

@@ -105,6 +105,86 @@ pub struct ChangeRow {
     pub created: bool,
 }
 
+/// Where the store stands; one row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Of the last committed change.
+    pub version: u64,
+    /// Grows when the store was put back or its timeline changed: versions and leased numbers may then come again.
+    pub generation: u64,
+    /// Grows with each request to warm and each change of the pins.
+    pub asked: u64,
+}
+
+/// A worker id and the milliseconds that its holder may use in snowflakes, `from_ms ..= until_ms`. Whoever leases
+/// the id next begins past them, so that no clock can make two snowflakes alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerLease {
+    pub worker_id: u16,
+    /// Grows each time that the id is leased: who has an older one has lost it.
+    pub epoch: u64,
+    pub from_ms: u64,
+    pub until_ms: u64,
+}
+
+/// Links that are to be in memory.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WarmWhat {
+    /// Each as its domain's number and code.
+    Codes(Vec<(u16, String)>),
+    Tag(String),
+    /// The most visited.
+    Top(u32),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WarmRequest {
+    pub number: u64,
+    pub what: WarmWhat,
+}
+
+/// What an instance made of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WarmReport {
+    pub instance: String,
+    pub loaded: u64,
+    /// Codes that there are no links of.
+    pub missing: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstanceRow {
+    pub instance: String,
+    pub seen_at: UnixMillis,
+}
+
+/// What moves to another store beside links.
+#[derive(Clone, Debug, Default)]
+pub struct Rest {
+    /// Names this store among all.
+    pub store_id: String,
+    pub generation: u64,
+    pub version: u64,
+    /// Links, deleted ones included.
+    pub links: u64,
+    pub settings: Vec<(String, Vec<u8>)>,
+    pub domains: Vec<(DomainId, String)>,
+    /// Names and the next number of each.
+    pub ranges: Vec<(String, u64)>,
+    pub keys: Vec<crate::guard::keys::KeyRecord>,
+    pub pins: Vec<Key>,
+}
+
+/// Whether a reading must see what was just written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// From the primary.
+    Now,
+    /// From a standby, if there is one that is not too far behind.
+    Lately,
+}
+
 /// Which links a listing or an export has. The default is all that are not deleted.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {

@@ -8,7 +8,7 @@ use crate::domain::key::{Case, Code, DomainId, Key};
 use crate::domain::link::{Entry, Fields, Link, LinkId, Rules};
 use crate::domain::target::Target;
 use crate::domain::time::UnixMillis;
-use crate::store::row::{Change, ChangeRow, Filter, Found, Inserted, NewLink, OnConflict, history};
+use crate::store::row::{Change, ChangeRow, Filter, Found, Inserted, NewLink, OnConflict, Position, history};
 
 const LOOK_UP: &str = "SELECT id, target_url, status, cache_control, forward_query, starts_at, expires_at, expired_url,
     disabled_at IS NOT NULL OR deleted_at IS NOT NULL
@@ -151,8 +151,13 @@ pub fn count(db: &Connection, filter: &Filter) -> Result<u64> {
     statement.query_row(params_from_iter(values), |row| row.get(0))
 }
 
-pub fn position(db: &Connection) -> Result<u64> {
-    db.prepare_cached("SELECT version FROM feed")?.query_row([], |row| row.get(0))
+pub fn position(db: &Connection) -> Result<Position> {
+    let position = |row: &Row<'_>| Ok(Position { version: row.get(0)?, ..Position::default() });
+    db.prepare_cached("SELECT version FROM feed")?.query_row([], position)
+}
+
+pub fn edits(_: &Connection, _: u32) -> Result<Vec<ChangeRow>> {
+    Err(rusqlite::Error::InvalidQuery)
 }
 
 pub fn changes(db: &Connection, position: u64, limit: u32) -> Result<Vec<ChangeRow>> {

@@ -6,8 +6,11 @@
 //!
 //! Other processes may read and write the same file at the same time; they are waited for, up to [`BUSY_MS`].
 
+pub mod leases;
 pub mod links;
+pub mod moving;
 pub mod settings;
+pub mod warm;
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -217,7 +220,7 @@ fn write_all(mut db: Connection, jobs: &Receiver<Box<dyn Job>>) {
 
 fn write_group(db: &mut Connection, group: &mut [Box<dyn Job>]) -> Result<()> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(explain)?;
-    let before = links::position(&transaction).map_err(explain)?;
+    let before = links::position(&transaction).map_err(explain)?.version;
     let mut writing = Writing { db: &transaction, version: before };
     for job in group {
         job.run(&mut writing);
