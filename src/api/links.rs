@@ -40,6 +40,7 @@ pub async fn export(
     api.require(&headers, from, Scope::LinksRead).await?;
     let format = Format::parse(wanted.format.as_deref().unwrap_or("csv"))
         .ok_or_else(|| Problem::new(400, "format is csv or ndjson"))?;
+    let names = Arc::clone(api.links()?);
     let (pieces, taken) = mpsc::channel::<Result<Bytes, axum::Error>>(PIECES_MAX);
     // Ends when the client has gone: then nobody takes the next piece.
     tokio::spawn(async move {
@@ -51,7 +52,7 @@ pub async fn export(
                 // The client sees a body that ends early, not one that looks whole.
                 Err(error) => return pieces.send(Err(axum::Error::new(error))).await.unwrap_or(()),
             };
-            let bytes = writer.write(&links, |domain| api.links.host(domain));
+            let bytes = writer.write(&links, |domain| names.host(domain));
             after = links.last().map(|link| link.id);
             if pieces.send(Ok(bytes)).await.is_err() || after.is_none() {
                 return;

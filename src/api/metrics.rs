@@ -174,16 +174,21 @@ impl Collector for Scrape {
         sheet.gauge("waypost_visits_pending", "Visits that are recorded and not stored.", [(vec![], 0.0)])?;
 
         let hits = |tier: Tier| -> u64 { instance.cores().map(|core| core.http.answers(tier)).sum() };
-        let (hot, shards, store) = (hits(Tier::Hot), hits(Tier::Shards), hits(Tier::Store));
+        let (hot, shards) = (hits(Tier::Hot), hits(Tier::Shards));
+        let (redis, store) = (hits(Tier::Redis), hits(Tier::Store));
         sheet.counter(
             "waypost_cache_hits",
             "Answers out of this tier.",
-            [(label("tier", "hot"), hot), (label("tier", "shards"), shards)],
+            [(label("tier", "hot"), hot), (label("tier", "shards"), shards), (label("tier", "redis"), redis)],
         )?;
         sheet.counter(
             "waypost_cache_misses",
             "Questions that this tier could not answer.",
-            [(label("tier", "hot"), shards + store), (label("tier", "shards"), store)],
+            [
+                (label("tier", "hot"), shards + redis + store),
+                (label("tier", "shards"), redis + store),
+                (label("tier", "redis"), store),
+            ],
         )?;
         let figures = instance.memory().shards.figures();
         sheet.counter(
@@ -200,7 +205,7 @@ impl Collector for Scrape {
         sheet.counter(
             "waypost_codes_redrawn",
             "Generated codes that were taken already.",
-            [(vec![], api.links.redrawn())],
+            [(vec![], api.links.get().map_or(0, |links| links.redrawn()))],
         )?;
 
         let sum = |count: fn(&crate::accept::Counts) -> u64| -> u64 {

@@ -7,6 +7,7 @@
 //! A body is at most [`BODY_BYTES_MAX`], and comes within [`BODY_TIMEOUT`].
 
 pub mod health;
+pub mod identity;
 pub mod links;
 pub mod metrics;
 pub mod problem;
@@ -14,7 +15,7 @@ pub mod shorten;
 pub mod status;
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -26,28 +27,33 @@ use tokio::sync::{Semaphore, mpsc};
 use tower_service::Service;
 
 use crate::config;
-use crate::domain::time::{self, UnixMillis};
-use crate::guard::keys::{self, AdminKey, ApiKey, Presented, Scope, Scopes};
-use crate::guard::limits::{Caller, Limiter, Verdict};
+use crate::guard::keys::AdminKey;
+use crate::guard::limits::{Limiter, Verdict};
 use crate::http::call::{CALLS_MAX, Call};
 use crate::http::visitor::Peer;
 use crate::instance::Instance;
 use crate::links::Links;
+use crate::redis::Redis;
 use crate::resolve::follow::Follower;
+use crate::resolve::tier::Remote;
 use crate::store::Store;
+use identity::Known;
 use problem::Problem;
 
 /// Requests that are worked on.
 const WORKED_ON_MAX: usize = CALLS_MAX;
 const BODY_BYTES_MAX: usize = 64 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// A key's last use is noted when the last note is older than this.
-const TOUCH_EVERY: Duration = Duration::from_secs(60);
 
 /// What the API works with.
 pub struct Api {
     pub store: Store,
-    pub links: Arc<Links>,
+    /// Empty until the store was there once.
+    pub links: Arc<OnceLock<Arc<Links>>>,
+    /// The tier that creates are written through to.
+    pub remote: Option<Remote>,
+    /// Of the shared rate limits.
+    pub redis: Option<Redis>,
     pub follower: Arc<Follower>,
     pub instance: Arc<Instance>,
     /// `base_url`, or what stands in for it.
@@ -58,6 +64,16 @@ pub struct Api {
     /// Requests without a valid key, by address.
     pub by_address: Limiter,
     pub by_key: Limiter,
+    /// Keys that were looked up a moment ago.
+    pub known: Known,
+}
+
+impl Api {
+    /// What makes links. An error says at once that the store is away, rather than let everybody wait for it.
+    pub fn links(&self) -> Result<&Arc<Links>, Problem> {
+        let away = || Problem::new(503, "the store is not available: try again in a moment");
+        if self.instance.store_is_away() { Err(away()) } else { self.links.get().ok_or_else(away) }
+    }
 }
 
 /// Who sent a request: an extension of it.
@@ -65,15 +81,6 @@ pub struct Api {
 pub struct From {
     pub peer: Peer,
     pub client: IpAddr,
-}
-
-/// Who a request is by its key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// None: a configured admin key.
-    pub key: Option<String>,
-    pub scopes: Scopes,
-    per_minute: Option<u32>,
 }
 
 /// Answers calls until the front has gone.
@@ -132,77 +139,6 @@ fn request_id(headers: &HeaderMap, peer: Peer) -> HeaderValue {
     match given.filter(|id| id.as_bytes().iter().all(u8::is_ascii_graphic)) {
         Some(id) => id.clone(),
         None => HeaderValue::from_str(&format!("{:032x}", rand::random::<u128>())).expect("digits"),
-    }
-}
-
-impl Api {
-    /// Who sent a request; none without a key. A wrong key counts against its address.
-    pub async fn identify(
-        &self,
-        headers: &HeaderMap,
-        from: From,
-        now: UnixMillis,
-    ) -> Result<Option<Identity>, Problem> {
-        let presented = match keys::presented(headers) {
-            Presented::None => return Ok(None),
-            Presented::Malformed => return Err(self.unknown_key(from, now)),
-            Presented::Key(key) => key,
-        };
-        if self.admin_key.as_ref().is_some_and(|admin| admin.matches(presented)) {
-            return Ok(Some(Identity { key: None, scopes: Scopes::of(&[Scope::Admin]), per_minute: None }));
-        }
-        let Some(key) = ApiKey::parse(presented) else { return Err(self.unknown_key(from, now)) };
-        let record = self.store.key(key.id.clone()).await.map_err(|error| Problem::of_store(&error))?;
-        // Compared also where there is no such id, so that the time does not tell which ids there are.
-        let digest = record.as_ref().map_or([0; 32], |record| record.digest);
-        let right = keys::verify(&digest, &key.secret);
-        let record = record.filter(|record| right && record.valid(now));
-        let Some(record) = record else { return Err(self.unknown_key(from, now)) };
-        if record.last_used_at.is_none_or(|last| last.after(TOUCH_EVERY) < now) {
-            let (store, id) = (self.store.clone(), key.id.clone());
-            // Nothing depends on it: a failure shows with the next write that matters.
-            tokio::spawn(async move { store.touch_key(id, now).await });
-        }
-        Ok(Some(Identity { key: Some(key.id), scopes: record.scopes, per_minute: record.per_minute }))
-    }
-
-    fn unknown_key(&self, from: From, now: UnixMillis) -> Problem {
-        match self.by_address.check(Caller::of_address(from.client), now) {
-            refused @ Verdict::Refused { .. } => self.too_many(&refused),
-            _ => Problem::new(401, "this key is unknown, revoked or expired"),
-        }
-    }
-
-    /// The identity that a request needs to have.
-    pub async fn require(&self, headers: &HeaderMap, from: From, scope: Scope) -> Result<Identity, Problem> {
-        let identity = self.identify(headers, from, time::now()).await?;
-        let identity = identity
-            .ok_or_else(|| Problem::new(401, "this needs a key: send Authorization: Bearer KEY or X-Api-Key: KEY"))?;
-        if identity.scopes.allows(scope) {
-            Ok(identity)
-        } else {
-            Err(Problem::new(403, format!("this needs a key with the scope {}", scope.name())))
-        }
-    }
-
-    /// Counts a request against the limit of its key, or of its address if it has none.
-    pub fn limit(&self, identity: Option<&Identity>, from: From, now: UnixMillis) -> Result<Verdict, Problem> {
-        let verdict = match identity {
-            None => self.by_address.check(Caller::of_address(from.client), now),
-            Some(identity) => match (&identity.key, identity.per_minute) {
-                (Some(id), Some(per_minute)) => self.by_key.check_at(Caller::of_key(id), per_minute, now),
-                (Some(id), None) if !identity.scopes.allows(Scope::Admin) => self.by_key.check(Caller::of_key(id), now),
-                _ => Verdict::Unlimited,
-            },
-        };
-        if verdict.is_allowed() { Ok(verdict) } else { Err(self.too_many(&verdict)) }
-    }
-
-    fn too_many(&self, verdict: &Verdict) -> Problem {
-        self.instance.count_limited();
-        let mut problem = Problem::new(429, "too many requests: wait for the seconds in Retry-After");
-        problem.headers = limit_headers(verdict);
-        problem
     }
 }
 

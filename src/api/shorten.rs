@@ -39,7 +39,7 @@ pub async fn shorten(
     check_expiry(&mut draft, &mut errors, now);
     let original = draft.url.clone();
     let checked = {
-        let links = Arc::clone(&api.links);
+        let links = Arc::clone(api.links()?);
         // The block list may be read anew.
         let check = move || {
             links.refresh_policy(now);
@@ -62,7 +62,7 @@ pub async fn shorten(
         let host = host.as_ref().and_then(url::Url::host_str).unwrap_or("");
         tracing::info!(host, "a link's host looks like another one");
     }
-    let (key, _) = api.links.create(checked, now).await.map_err(|error| match error {
+    let (key, _) = api.links()?.create(checked, now).await.map_err(|error| match error {
         NotMade::Taken => Problem {
             errors: vec![FieldError {
                 pointer: "/custom_code".into(),

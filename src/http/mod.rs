@@ -219,7 +219,7 @@ impl Front {
             Step::Done(resolution, tier) => (resolution, tier),
             Step::Asked(looked) => {
                 let looked = looked.await.unwrap_or(Looked::Unavailable);
-                (self.resolver.judge(looked, Stamp::now().millis()), Tier::Store)
+                self.resolver.judge(looked, Stamp::now().millis())
             }
         }
     }

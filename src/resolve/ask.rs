@@ -12,6 +12,7 @@ use std::collections::HashMap;
 
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::Tier;
 use crate::domain::key::Key;
 use crate::domain::link::Entry;
 
@@ -45,7 +46,7 @@ pub struct Lookup {
 /// What was found.
 #[derive(Clone, Debug)]
 pub enum Looked {
-    Found(Box<Entry>),
+    Found(Box<Entry>, Tier),
     UsedUp,
     Missing,
     Unavailable,

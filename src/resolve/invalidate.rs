@@ -5,18 +5,23 @@
 //! Never: believes a look-up that began before a change of its key; waits in front.
 //! At its limit: of [`RECENT_MAX`] remembered changes the oldest is forgotten, and nothing read before it is believed.
 //!
-//! The rule: a value carries `as_of`, the position of the feed before the store was read for it. It is believed if
-//! `as_of ≥ floor` and its key has not changed since `as_of`. The question is asked under the lock of the shard
-//! that will hold the value, and a change is noted here before its key is removed from there: so a value is either
-//! refused or removed, whichever of the two comes first.
+//! The rule: a value carries `as_of`, the position of the feed before the store was read for it, by whomever: this
+//! process or another one that left it in Redis. It is believed if `as_of ≥ floor` and its key has not changed since
+//! `as_of`. The question is asked under the lock of the shard that will hold the value, and a change is noted here
+//! before its key is removed from there: so a value is either refused or removed, whichever of the two comes first.
+//!
+//! Creations are remembered apart: they make absences wrong, and no link. A million imported links thus push no edit
+//! out of memory, and Redis stays of use.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-/// Changes that are remembered.
-const RECENT_MAX: usize = 65_536;
+use super::value::StoredAsOf;
+
+/// Changes that are remembered, and as many creations. About 4 MiB in all.
+pub const RECENT_MAX: usize = 65_536;
 
 #[derive(Debug)]
 pub struct Feed {
@@ -29,20 +34,31 @@ pub struct Feed {
 struct State {
     /// Every change up to this one was noted, and its key removed from memory.
     at: AsOf,
-    /// Nothing that was read before this position is believed.
+    /// No link that was read before this position is believed.
     floor: u64,
+    /// No absence that was read before this position is believed.
+    floor_missing: u64,
     /// The last change of each remembered key, by the key's hash: two keys with one hash only cost a second look.
     versions: HashMap<u64, u64, ahash::RandomState>,
-    /// The remembered changes, oldest first.
-    order: VecDeque<(u64, u64)>,
+    /// The remembered changes of links that were there before, oldest first.
+    edited: VecDeque<(u64, u64)>,
+    /// The remembered creations, oldest first.
+    created: VecDeque<(u64, u64)>,
 }
 
 /// A moment of the feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AsOf {
-    /// Grows when the store turns out to be another one (a backup was put back): positions begin anew.
-    generation: u64,
-    pub position: u64,
+    /// Grows when this process forgets everything; what is under way then is not believed.
+    restarts: u64,
+    pub stored: StoredAsOf,
+}
+
+/// What was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    Link,
+    Absence,
 }
 
 /// How far what is in memory may be trusted.
@@ -50,19 +66,17 @@ pub struct AsOf {
 pub enum Trust {
     /// The feed was followed less than `cache.ttl` ago.
     Fresh = 0,
-    /// Longer ago, and there is nobody to ask: served all the same.
+    /// Longer ago, and there is nobody to ask (the feed is asked all the time): served all the same.
     Stale = 1,
     /// Longer ago than `cache.stale_max`: not served.
     Expired = 2,
 }
 
 impl Feed {
-    /// A feed that was followed up to `position`, with nothing in memory yet.
+    /// A feed that was followed up to `at`, with nothing remembered of what came before.
     #[must_use]
-    pub fn new(position: u64) -> Self {
-        let at = AsOf { generation: 0, position };
-        let state = State { at, floor: position, versions: HashMap::default(), order: VecDeque::new() };
-        Self { trust: AtomicU8::new(Trust::Fresh as u8), state: Box::new(Mutex::new(state)) }
+    pub fn new(at: StoredAsOf) -> Self {
+        Self { trust: AtomicU8::new(Trust::Fresh as u8), state: Box::new(Mutex::new(State::new(0, at))) }
     }
 
     /// Where the feed stands: `as_of` of a look-up that begins now.
@@ -71,45 +85,67 @@ impl Feed {
         self.lock().at
     }
 
-    /// Whether a value of this key, read at `as_of`, may be kept and served.
+    /// The `as_of` of a value that was found elsewhere, with what it says of itself.
     #[must_use]
-    pub fn believes(&self, hash: u64, as_of: AsOf) -> bool {
+    pub fn as_of(&self, stored: StoredAsOf) -> AsOf {
+        AsOf { restarts: self.lock().at.restarts, stored }
+    }
+
+    /// Whether what was read of this key at `as_of` may be kept and served.
+    #[must_use]
+    pub fn believes(&self, hash: u64, as_of: AsOf, read: Read) -> bool {
         let state = self.lock();
-        as_of.generation == state.at.generation
-            && as_of.position >= state.floor
-            && state.versions.get(&hash).is_none_or(|changed| *changed <= as_of.position)
+        let floor = match read {
+            Read::Link => state.floor,
+            Read::Absence => state.floor_missing,
+        };
+        as_of.restarts == state.at.restarts
+            && as_of.stored.generation == state.at.stored.generation
+            && as_of.stored.position >= floor
+            && state.versions.get(&hash).is_none_or(|changed| *changed <= as_of.stored.position)
     }
 
     /// Notes a change. Its key must be removed from memory after this and before [`Feed::advance`].
-    pub fn note(&self, hash: u64, version: u64) {
-        let mut state = self.lock();
+    pub fn note(&self, hash: u64, version: u64, created: bool) {
+        let state = &mut *self.lock();
         state.versions.insert(hash, version);
-        state.order.push_back((hash, version));
-        while state.order.len() > RECENT_MAX
-            && let Some((hash, version)) = state.order.pop_front()
+        let recent = if created { &mut state.created } else { &mut state.edited };
+        recent.push_back((hash, version));
+        while recent.len() > RECENT_MAX
+            && let Some((hash, version)) = recent.pop_front()
         {
-            state.floor = state.floor.max(version);
+            state.floor_missing = state.floor_missing.max(version);
+            if !created {
+                state.floor = state.floor.max(version);
+            }
             if state.versions.get(&hash) == Some(&version) {
                 state.versions.remove(&hash);
             }
         }
     }
 
-    /// Every change up to `position` was noted and removed.
-    pub fn advance(&self, position: u64) {
-        self.lock().at.position = position;
+    /// Remembers edits that came before the feed was followed, so that links which others read meanwhile (and left in
+    /// Redis) can be believed: `edits` (hash and version, oldest first) are all that there were after `since`.
+    pub fn remember(&self, edits: impl DoubleEndedIterator<Item = (u64, u64)>, since: u64) {
+        let state = &mut *self.lock();
+        let floor = state.floor;
+        for (hash, version) in edits.rev().filter(|(_, version)| *version <= floor) {
+            state.versions.entry(hash).or_insert(version);
+            state.edited.push_front((hash, version));
+        }
+        state.floor = floor.min(since);
     }
 
-    /// The store is another one than it was: nothing read before this is believed. Memory must be cleared after it.
-    pub fn restart(&self, position: u64) {
+    /// Every change up to `position` was noted and removed.
+    pub fn advance(&self, position: u64) {
+        self.lock().at.stored.position = position;
+    }
+
+    /// The store is another one than it was, or its history was cut: nothing read before this is believed. Memory must
+    /// be cleared after it.
+    pub fn restart(&self, at: StoredAsOf) {
         let mut state = self.lock();
-        let generation = state.at.generation + 1;
-        *state = State {
-            at: AsOf { generation, position },
-            floor: position,
-            versions: HashMap::default(),
-            order: VecDeque::new(),
-        };
+        *state = State::new(state.at.restarts + 1, at);
     }
 
     #[must_use]
@@ -139,42 +175,81 @@ impl Feed {
     }
 }
 
+impl State {
+    fn new(restarts: u64, at: StoredAsOf) -> Self {
+        Self {
+            at: AsOf { restarts, stored: at },
+            floor: at.position,
+            floor_missing: at.position,
+            versions: HashMap::default(),
+            edited: VecDeque::new(),
+            created: VecDeque::new(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn at(generation: u64, position: u64) -> StoredAsOf {
+        StoredAsOf { generation, position }
+    }
+
     #[test]
     fn what_is_believed() {
-        let feed = Feed::new(10);
+        let feed = Feed::new(at(0, 10));
         let before = feed.now();
-        assert!(feed.believes(1, before));
-        feed.note(1, 11);
-        assert!(!feed.believes(1, before), "it changed since");
-        assert!(feed.believes(2, before), "another key did not");
-        assert!(!feed.believes(1, feed.now()), "noted, but not removed yet");
+        assert!(feed.believes(1, before, Read::Link));
+        feed.note(1, 11, false);
+        assert!(!feed.believes(1, before, Read::Link), "it changed since");
+        assert!(feed.believes(2, before, Read::Absence), "another key did not");
+        assert!(!feed.believes(1, feed.now(), Read::Link), "noted, but not removed yet");
         feed.advance(11);
-        assert!(feed.believes(1, feed.now()));
-        feed.restart(5);
-        assert!(!feed.believes(2, before), "of another store, although its position is higher");
-        assert!(feed.believes(2, feed.now()));
+        assert!(feed.believes(1, feed.now(), Read::Link));
+        assert!(feed.believes(1, feed.as_of(at(0, 12)), Read::Link), "of somebody who is ahead");
+        assert!(!feed.believes(2, feed.as_of(at(0, 9)), Read::Link), "older than what is remembered");
+        assert!(!feed.believes(2, feed.as_of(at(1, 11)), Read::Link), "of another generation");
+        feed.restart(at(1, 5));
+        assert!(!feed.believes(2, before, Read::Link), "of another store, although its position is higher");
+        assert!(feed.believes(2, feed.now(), Read::Link));
+    }
+
+    #[test]
+    fn what_was_remembered_lowers_the_floor() {
+        let feed = Feed::new(at(0, 10));
+        let check = |hash: u64, position: u64, want: bool| {
+            assert_eq!(feed.believes(hash, feed.as_of(at(0, position)), Read::Link), want, "{hash} at {position}");
+        };
+        feed.remember([(1, 5), (2, 7), (1, 8)].into_iter(), 3);
+        for (hash, position, want) in
+            [(1, 7, false), (1, 8, true), (2, 6, false), (2, 7, true), (3, 3, true), (3, 2, false), (1, 10, true)]
+        {
+            check(hash, position, want);
+        }
+        assert!(!feed.believes(3, feed.as_of(at(0, 9)), Read::Absence), "creations are not remembered");
     }
 
     #[test]
     fn what_was_forgotten_raises_the_floor() {
-        let feed = Feed::new(0);
-        let before = feed.now();
-        for version in 1..=RECENT_MAX as u64 + 1 {
-            feed.note(version, version);
-            feed.advance(version);
+        for created in [false, true] {
+            let feed = Feed::new(at(0, 0));
+            let before = feed.now();
+            for version in 1..=RECENT_MAX as u64 + 1 {
+                feed.note(version, version, created);
+                feed.advance(version);
+            }
+            // The first change is forgotten: it may have been this key's.
+            assert!(!feed.believes(u64::MAX, before, Read::Absence));
+            assert_eq!(feed.believes(u64::MAX, before, Read::Link), created, "a creation makes no link wrong");
+            assert!(feed.believes(u64::MAX, feed.now(), Read::Absence));
+            assert_eq!(feed.lock().versions.len(), RECENT_MAX);
         }
-        assert!(!feed.believes(u64::MAX, before), "the first change is forgotten: it may have been this key's");
-        assert!(feed.believes(u64::MAX, feed.now()));
-        assert_eq!(feed.lock().versions.len(), RECENT_MAX);
     }
 
     #[test]
     fn trust_goes_with_age() {
-        let feed = Feed::new(0);
+        let feed = Feed::new(at(0, 0));
         let start = crate::domain::time::monotonic();
         let second = Duration::from_secs(1);
         for (age, want) in

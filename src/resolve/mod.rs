@@ -6,8 +6,9 @@
 //! At its limit: [`ask::ASKED_MAX`] look-ups of a core may be open; one more is `Unavailable`.
 //!
 //! ```text
-//!   front:  hot ▸ shards ▸ negative ▸ ask ─ lookup crossing ─▶ back:  flight ▸ store
-//!                                        follow ─ note, remove, advance ─▶ shards, negative
+//!   front:  hot ▸ shards ▸ negative ▸ ask ─ lookup crossing ─▶ back:  flight ▸ tier (Redis) ▸ store
+//!                    ▲         ▲                follow ◀─ poll, hints ─ store, Redis
+//!                    └─────────┴── note, remove, advance ─┘
 //! ```
 
 pub mod ask;
@@ -15,8 +16,13 @@ pub mod flight;
 pub mod follow;
 pub mod hot;
 pub mod invalidate;
+#[cfg(test)]
+mod model;
 pub mod negative;
+pub mod preload;
 pub mod shards;
+pub mod tier;
+pub mod value;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -32,9 +38,10 @@ use crate::domain::target::Target;
 use crate::domain::time::UnixMillis;
 use ask::{Ask, Looked};
 use hot::{Hot, Ready};
-use invalidate::{AsOf, Feed, Trust};
+use invalidate::{AsOf, Feed, Read, Trust};
 use negative::Negative;
 use shards::{Hit, Shards};
+use value::StoredAsOf;
 
 /// What a key leads to, now.
 #[derive(Clone, Debug)]
@@ -53,19 +60,21 @@ pub enum Resolution {
 pub enum Tier {
     Hot,
     Shards,
+    Redis,
     Store,
     /// Nothing was looked up: a page, or a request that is none.
     None,
 }
 
 impl Tier {
-    pub const ALL: [Self; 4] = [Self::Hot, Self::Shards, Self::Store, Self::None];
+    pub const ALL: [Self; 5] = [Self::Hot, Self::Shards, Self::Redis, Self::Store, Self::None];
 
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Hot => "hot",
             Self::Shards => "shards",
+            Self::Redis => "redis",
             Self::Store => "store",
             Self::None => "none",
         }
@@ -101,14 +110,14 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// `position`: where the feed of the store stands.
+    /// `at`: where the feed of the store stands.
     #[must_use]
-    pub fn new(cache_bytes: u64, workers: usize, negative_ttl: Duration, position: u64) -> Self {
+    pub fn new(cache_bytes: u64, workers: usize, negative_ttl: Duration, at: StoredAsOf) -> Self {
         Self {
             hasher: ahash::RandomState::new(),
             shards: Shards::new(cache_bytes, workers),
             negative: Negative::default(),
-            feed: Feed::new(position),
+            feed: Feed::new(at),
             negative_ttl,
         }
     }
@@ -124,15 +133,16 @@ impl Memory {
     pub fn keep(&self, hash: u64, key: &Key, entry: &Entry, as_of: AsOf) -> bool {
         // Each visit of a limited link is taken from the store, so there is nothing to keep.
         if entry.rules.limited {
-            return self.feed.believes(hash, as_of);
+            return self.feed.believes(hash, as_of, Read::Link);
         }
-        self.shards.insert(hash, key, entry, |key| self.hash(key), || self.feed.believes(hash, as_of))
+        self.shards.insert(hash, key, entry, |key| self.hash(key), || self.feed.believes(hash, as_of, Read::Link))
     }
 
     /// Keeps that there was no link at `as_of`; false if that is not believed.
     #[must_use]
     pub fn keep_missing(&self, hash: u64, key: &Key, as_of: AsOf, now: UnixMillis) -> bool {
-        self.negative.insert(hash, key, now.after(self.negative_ttl), || self.feed.believes(hash, as_of))
+        let believed = || self.feed.believes(hash, as_of, Read::Absence);
+        self.negative.insert(hash, key, now.after(self.negative_ttl), believed)
     }
 }
 
@@ -183,14 +193,14 @@ impl Resolver {
         }
     }
 
-    /// What a look-up found.
+    /// What a look-up found, and where.
     #[must_use]
-    pub fn judge(&self, looked: Looked, now: UnixMillis) -> Resolution {
+    pub fn judge(&self, looked: Looked, now: UnixMillis) -> (Resolution, Tier) {
         match looked {
-            Looked::Found(entry) => self.answer(*entry, now),
-            Looked::UsedUp => Resolution::Gone(None),
-            Looked::Missing => Resolution::Missing,
-            Looked::Unavailable => Resolution::Unavailable,
+            Looked::Found(entry, tier) => (self.answer(*entry, now), tier),
+            Looked::UsedUp => (Resolution::Gone(None), Tier::Store),
+            Looked::Missing => (Resolution::Missing, Tier::Store),
+            Looked::Unavailable => (Resolution::Unavailable, Tier::Store),
         }
     }
 
@@ -235,149 +245,4 @@ impl Resolver {
 #[must_use]
 pub fn header_value(target: Target) -> HeaderValue {
     HeaderValue::from_maybe_shared(Bytes::from(target.into_string())).expect("a target is graphic ASCII")
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::domain::key::{Case, DomainId};
-    use crate::domain::link::{LinkId, Rules};
-    use crate::resolve::invalidate::AsOf;
-
-    const KEYS: usize = 4;
-
-    /// What may happen, in any order: links change, look-ups begin, read the store and come to an end much later, and the
-    /// feed is followed one line at a time.
-    #[derive(Clone, Debug)]
-    enum Event {
-        Change { key: usize, exists: bool },
-        Begin(usize),
-        Read(usize),
-        End(usize),
-        Note,
-        Advance,
-        Restore,
-    }
-
-    fn events() -> impl Strategy<Value = Vec<Event>> {
-        let event = prop_oneof![
-            4 => (0..KEYS, any::<bool>()).prop_map(|(key, exists)| Event::Change { key, exists }),
-            6 => (0..KEYS).prop_map(Event::Begin),
-            6 => (0..8usize).prop_map(Event::Read),
-            6 => (0..8usize).prop_map(Event::End),
-            8 => Just(Event::Note),
-            6 => Just(Event::Advance),
-        ];
-        prop::collection::vec(prop_oneof![60 => event, 1 => Just(Event::Restore)], 1..200)
-    }
-
-    struct Lookup {
-        key: usize,
-        as_of: AsOf,
-        read: Option<Option<Entry>>,
-    }
-
-    /// A store with a history, and how far its feed was followed.
-    #[derive(Default)]
-    struct World {
-        /// The version and what the link is since then, for each key.
-        links: [Vec<(u64, Option<Entry>)>; KEYS],
-        feed: Vec<(u64, usize)>,
-        noted: usize,
-        advanced: usize,
-    }
-
-    fn key(number: usize) -> Key {
-        let code = crate::domain::key::Code::parse(format!("code{number}").as_bytes(), Case::Sensitive).unwrap();
-        Key { domain: DomainId(0), code }
-    }
-
-    fn entry(version: u64) -> Entry {
-        let target = Target::new(&format!("https://example.com/{version}")).unwrap();
-        Entry { id: LinkId(version), target, rules: Rules::default() }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
-
-        /// Once the feed was followed past a change, nothing older is served, however late a look-up ends.
-        #[test]
-        fn nothing_older_than_a_change_that_was_followed_is_served(events in events()) {
-            let memory = Memory::new(0, 1, Duration::from_secs(3600), 0);
-            let mut world = World::default();
-            let mut version = 0;
-            let mut lookups: Vec<Lookup> = Vec::new();
-            let now = UnixMillis(0);
-            for event in events {
-                match event {
-                    Event::Change { key, exists } => {
-                        version += 1;
-                        world.links[key].push((version, exists.then(|| entry(version))));
-                        world.feed.push((version, key));
-                    }
-                    Event::Begin(key) => lookups.push(Lookup { key, as_of: memory.feed.now(), read: None }),
-                    Event::Read(index) => {
-                        if let Some(lookup) = lookups.get_mut(index) && lookup.read.is_none() {
-                            lookup.read = Some(world.links[lookup.key].last().and_then(|(_, entry)| entry.clone()));
-                        }
-                    }
-                    Event::End(index) => {
-                        if lookups.get(index).is_some_and(|lookup| lookup.read.is_some()) {
-                            let lookup = lookups.remove(index);
-                            let key = key(lookup.key);
-                            let hash = memory.hash(&key);
-                            let _ = match lookup.read.unwrap() {
-                                Some(entry) => memory.keep(hash, &key, &entry, lookup.as_of),
-                                None => memory.keep_missing(hash, &key, lookup.as_of, now),
-                            };
-                        }
-                    }
-                    Event::Note => {
-                        if let Some((version, number)) = world.feed.get(world.noted) {
-                            let key = key(*number);
-                            let hash = memory.hash(&key);
-                            memory.feed.note(hash, *version);
-                            memory.negative.remove(hash, &key);
-                            memory.shards.remove(hash, &key, true);
-                            world.noted += 1;
-                        }
-                    }
-                    Event::Advance => {
-                        world.advanced = world.noted;
-                        if let Some((version, _)) = world.noted.checked_sub(1).and_then(|last| world.feed.get(last)) {
-                            memory.feed.advance(*version);
-                        }
-                    }
-                    Event::Restore => {
-                        // A backup from before everything: versions begin anew.
-                        world = World::default();
-                        version = 0;
-                        lookups.iter_mut().filter(|lookup| lookup.read.is_none()).for_each(|lookup| lookup.read = Some(None));
-                        memory.feed.restart(0);
-                        memory.shards.clear();
-                        memory.negative.clear();
-                    }
-                }
-                let followed = world.noted.checked_sub(1).map_or(0, |last| world.feed[last].0);
-                for number in 0..KEYS {
-                    let key = key(number);
-                    let hash = memory.hash(&key);
-                    let changes = &world.links[number];
-                    // What may be served: the state at the last change that was followed, or any later one.
-                    let first = changes.iter().rposition(|(version, _)| *version <= followed);
-                    let may = |served: &Option<Entry>| {
-                        first.is_none() && served.is_none() || changes[first.unwrap_or(0)..].iter().any(|(_, entry)| entry == served)
-                    };
-                    if let Some(hit) = memory.shards.get(hash, &key) {
-                        prop_assert!(may(&Some(hit.entry)), "an old entry of {:?}", key);
-                    }
-                    if memory.negative.has(hash, &key, now) {
-                        prop_assert!(may(&None), "an old absence of {:?}", key);
-                    }
-                }
-            }
-        }
-    }
 }

@@ -4,39 +4,46 @@
 //! Stop:  not ready → wait `shutdown.drain` → workers accept no more and answer with `Connection: close` → the last
 //! connection ends, or the grace is over → back's tasks.
 
-use std::collections::HashMap;
+pub mod back;
+pub mod opening;
+pub mod site;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::accept::listener::{self, Listen, Listener};
 use crate::accept::{connection, worker};
+use crate::api::identity::Known;
 use crate::api::{self, Api};
 use crate::config::Config;
+use crate::breaker::Breaker;
 use crate::control::{Control, Order};
-use crate::domain::key::DomainId;
-use crate::domain::target::Target;
 use crate::domain::time;
 use crate::guard::address::Trusted;
 use crate::guard::keys::AdminKey;
 use crate::guard::limits::Limiter;
-use crate::guard::targets::{Blocklist, Policy};
 use crate::http::call;
 use crate::http::route::Surface;
-use crate::http::site::{DomainSite, Page, Pages, Site};
 use crate::http::{self as front, Front};
-use crate::instance::{Core, Instance, Phase};
-use crate::links::Links;
+use crate::instance::{self, Core, Instance, Phase};
+use crate::redis::Redis;
 use crate::resolve::ask::{self, Ask};
-use crate::resolve::flight::{self, Flight};
+use crate::resolve::flight;
 use crate::resolve::follow::Follower;
-use crate::resolve::{Defaults, Memory, Resolver, header_value};
+use crate::resolve::preload::Preload;
+use crate::resolve::tier::Remote;
+use crate::resolve::value::StoredAsOf;
+use crate::resolve::warm::{self, Snapshot};
+use crate::resolve::{Defaults, Memory, Resolver};
 use crate::store::Store;
+use back::WarmFile;
+use opening::{Opened, Opening};
+pub use site::policy;
 
 /// The longest time between two ticks, in milliseconds; shorter where a limit is.
 const TICK_MS_MAX: u64 = 1_000;
@@ -47,9 +54,15 @@ const DRAIN_TICK_MS: u64 = 50;
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Descriptors that are kept for the store, listeners and logs when `connections.max` is worked out.
 const DESCRIPTORS_KEPT: u64 = 128;
+/// The links that were asked for most, in the data folder.
+const WARM_FILE: &str = "warm";
+/// How long what a stopping server has to tell the store may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// The embedded store reads on the look-up thread, one batch after the other.
+const EMBEDDED_LOOKUPS: usize = 256;
+const EMBEDDED_LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Addresses and keys whose rate is remembered.
 const LIMITED_MAX: usize = 100_000;
-const PAGE_BYTES_MAX: u64 = 1 << 20;
 
 /// A server that listens.
 pub struct Running {
@@ -59,6 +72,7 @@ pub struct Running {
     pub base_url: String,
     control: Control,
     workers: Vec<std::thread::JoinHandle<()>>,
+    warm_file: Arc<WarmFile>,
     tick: Duration,
     started: Instant,
 }
@@ -79,26 +93,87 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     }
     let base_url = base_url(&config, &shares);
 
-    let hosts: Vec<String> = config.domains.iter().map(|domain| domain.host.clone()).collect();
-    let numbers = store.number_domains(hosts).await?;
     let policy = Arc::new(policy(&config, &base_url).context(BadConfiguration)?);
-    let links = Arc::new(Links::open(store.clone(), policy, config.codes.clone()).await?);
+    let warm_file = config.data.join(WARM_FILE);
+    let snapshot = warm::read(&warm_file).unwrap_or_else(|error| {
+        tracing::warn!(file = %warm_file.display(), %error, "the links of the last run cannot be read: starting without");
+        None
+    });
+    let shared_config = Arc::new(config.clone());
+    let opening = Opening { store: store.clone(), policy, config: Arc::clone(&shared_config) };
+    let Opened { links, domains: numbers, at, complete } = opening.start(snapshot.as_ref()).await?;
+
     let cache_bytes = config.cache.memory_bytes(crate::config::memory_limit(Path::new("/")));
-    let position = store.position().await?.version;
-    let memory = Arc::new(Memory::new(cache_bytes, workers, config.cache.negative_ttl, position));
+    let (at, followed_at) = begin(at, complete, snapshot.as_ref(), config.cache.ttl);
+    let memory = Arc::new(Memory::new(cache_bytes, workers, config.cache.negative_ttl, at));
+    restore(&memory, snapshot);
+    let breaker = Arc::new(Breaker::new("store", config.breaker));
+    let ages = (config.cache.ttl, config.cache.stale_max);
     let follower =
-        Arc::new(Follower::new(Arc::clone(&memory), store.clone(), config.cache.ttl, config.cache.stale_max));
+        Arc::new(Follower::new(Arc::clone(&memory), store.clone(), Arc::clone(&breaker), ages, followed_at));
+    // What changed since the last run is forgotten before anybody is answered.
+    follower.catch_up().await;
     vital(tokio::spawn(Arc::clone(&follower).run()));
+    let redis = match &config.redis {
+        Some(settings) => Some(Redis::open(settings, config.breaker).context(BadConfiguration)?),
+        None => None,
+    };
+    if let Some(redis) = &redis {
+        vital(tokio::spawn(back::remember(Arc::clone(&follower))));
+        vital(tokio::spawn(back::redis_hints(redis.clone(), Arc::clone(&follower))));
+    }
+    if let Store::Postgres(postgres) = &store {
+        vital(tokio::spawn(back::store_hints(postgres.clone(), Arc::clone(&follower))));
+    }
+    let (lookups_max, lookup_timeout) =
+        config.postgres.as_ref().map_or((EMBEDDED_LOOKUPS, EMBEDDED_LOOKUP_TIMEOUT), |postgres| {
+            (postgres.lookups, postgres.lookup_timeout)
+        });
+    let looking_up = Arc::new(Semaphore::new(lookups_max));
     let (lookups, asked) = mpsc::channel(ask::QUESTIONS_MAX);
     let (to_workers, answers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::channel(ask::ANSWERS_MAX)).unzip();
-    flight::spawn(Flight::new(Arc::clone(&memory), store.clone(), to_workers), asked)?;
+    let remote = redis.clone().zip(config.redis.as_ref()).map(|(redis, settings)| Remote::new(redis, &settings.prefix));
+    let flight = flight::Setup {
+        memory: Arc::clone(&memory),
+        store: store.clone(),
+        remote: remote.clone(),
+        breaker: Arc::clone(&breaker),
+        lookups: Arc::clone(&looking_up),
+        lookup_timeout,
+        answers: to_workers,
+    };
+    flight::spawn(flight, asked)?;
+    let preload = Preload {
+        memory: Arc::clone(&memory),
+        store: store.clone(),
+        lookups: looking_up,
+        lookups_max,
+        instance: instance_name.clone(),
+    };
+    vital(tokio::spawn(preload.run(follower.seen())));
+    vital(tokio::spawn(back::generations(follower.seen(), Arc::clone(&links))));
+    vital(tokio::spawn(back::present(store.clone(), instance_name)));
 
     let cores: Vec<Core> = (0..workers).map(|_| Core::default()).collect();
-    let instance = Arc::new(Instance::new(store.clone(), Arc::clone(&memory), Arc::clone(&follower), cores.clone()));
+    let instance = Arc::new(Instance::new(instance::Parts {
+        store: store.clone(),
+        memory: Arc::clone(&memory),
+        follower: Arc::clone(&follower),
+        breaker,
+        redis: redis.clone(),
+        links: Arc::clone(&links),
+        cores: cores.clone(),
+    }));
+    let warm_file =
+        WarmFile { path: warm_file, memory: Arc::clone(&memory), config: shared_config, domains: numbers.clone() };
+    let warm_file = Arc::new(warm_file);
+    vital(tokio::spawn(Arc::clone(&warm_file).run()));
     let (calls, called) = mpsc::channel(call::CALLS_MAX);
     let api = Api {
         store,
         links,
+        remote,
+        redis,
         follower,
         instance: Arc::clone(&instance),
         base_url: base_url.clone(),
@@ -107,11 +182,12 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         metrics_allow: config.metrics.allow.clone(),
         by_address: Limiter::new(config.limits.shorten_per_minute, None, LIMITED_MAX),
         by_key: Limiter::new(config.limits.key_per_minute, None, LIMITED_MAX),
+        known: Known::default(),
     };
     vital(tokio::spawn(api::run(Arc::new(api), called)));
 
     let shared = Arc::new(front::Shared {
-        site: site(&config, &numbers, &base_url).context(BadConfiguration)?,
+        site: site::site(&config, &numbers, &base_url).context(BadConfiguration)?,
         trusted: Trusted::new(config.proxies.trusted.clone()),
         warned: false.into(),
         access_log: config.log.access,
@@ -156,7 +232,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     }
     instance.enter(Phase::Serving);
     let tick = Duration::from_millis(tick_ms);
-    Ok(Running { instance, addresses, base_url, control, workers: threads, tick, started })
+    Ok(Running { instance, addresses, base_url, control, workers: threads, warm_file, tick, started })
 }
 
 impl Running {
@@ -204,6 +280,11 @@ impl Running {
                 tracing::error!("a worker does not end");
             }
         }
+        // What it remembers outlives it, and nobody waits for an answer of it any more.
+        self.warm_file.write().await;
+        if tokio::time::timeout(FAREWELL, self.instance.leave()).await.is_err() {
+            tracing::warn!("the store was not told that this instance ends");
+        }
         clean
     }
 
@@ -214,6 +295,7 @@ impl Running {
     fn tell_time(&self) -> u64 {
         let ms = millis(time::monotonic().saturating_duration_since(self.started));
         self.control.tell(Order::Tick { ms });
+        self.instance.note(time::now());
         ms
     }
 }
@@ -239,6 +321,35 @@ impl Watchdog {
             self.fed_ms = now_ms;
             notify(&[sd_notify::NotifyState::Watchdog]);
         }
+    }
+}
+
+/// Where memory begins, and when the store was last known to be as it is then.
+fn begin(at: StoredAsOf, complete: bool, snapshot: Option<&Snapshot>, ttl: Duration) -> (StoredAsOf, std::time::Instant) {
+    let now = time::monotonic();
+    let ago = |ago: Duration| now.checked_sub(ago).unwrap_or(now);
+    match snapshot {
+        // It goes on where the last run stopped: the feed tells what changed since.
+        Some(snapshot) if complete && snapshot.as_of.generation == at.generation => (snapshot.as_of, now),
+        _ if complete => (at, now),
+        Some(snapshot) => {
+            let age_ms = u64::try_from(time::now().0 - snapshot.written_at.0).unwrap_or(0);
+            (at, ago(Duration::from_millis(age_ms)))
+        }
+        None => (at, ago(ttl + Duration::from_secs(1))),
+    }
+}
+
+/// Puts the links of the last run into memory, if it begins where they were taken.
+fn restore(memory: &Memory, snapshot: Option<Snapshot>) {
+    let Some(snapshot) = snapshot else { return };
+    let as_of = memory.feed.now();
+    if as_of.stored != snapshot.as_of {
+        return;
+    }
+    // The most asked for come last into the log of the shards, and so are the last to give way.
+    for (key, entry) in snapshot.entries.iter().rev() {
+        let _ = memory.keep(memory.hash(key), key, entry, as_of);
     }
 }
 
@@ -351,101 +462,6 @@ fn base_url(config: &Config, shares: &[Vec<Listener>]) -> String {
         Some(address) => format!("http://{}", listener::reachable(address)),
         None => String::new(),
     }
-}
-
-/// The rules of targets: what the configuration says, and no link to ourselves.
-pub fn policy(config: &Config, base_url: &str) -> anyhow::Result<Policy> {
-    let targets = &config.targets;
-    let blocklist = targets.blocklist.clone().map(|path| Blocklist::open(path, time::now())).transpose()?;
-    let mut own: Vec<String> = targets.own_hosts.clone();
-    own.extend(config.domains.iter().map(|domain| domain.host.clone()));
-    if let Ok(url) = url::Url::parse(base_url)
-        && let Some(host) = url.host()
-    {
-        // Another port of a machine is another service; a name of ours is ours.
-        own.push(match (host, url.port_or_known_default()) {
-            (url::Host::Domain(name), _) if name != "localhost" => name.to_owned(),
-            (host, Some(port)) => format!("{host}:{port}"),
-            (host, None) => host.to_string(),
-        });
-    }
-    Ok(Policy::new(&targets.schemes, targets.max_bytes, blocklist, &own, targets.lookalikes)?)
-}
-
-fn site(config: &Config, numbers: &[DomainId], base_url: &str) -> anyhow::Result<Site> {
-    let value = |target: &Option<Target>| target.clone().map(header_value);
-    let redirect = &config.redirect;
-    let default_domain = DomainSite {
-        id: DomainId::default(),
-        root_url: value(&redirect.root_url),
-        not_found_url: value(&redirect.not_found_url),
-        gone_url: value(&redirect.gone_url),
-    };
-    let mut domains: HashMap<String, DomainSite, _> = HashMap::default();
-    if !config.domains.is_empty()
-        && let Ok(url) = url::Url::parse(base_url)
-        && let Some(host) = url.host_str()
-    {
-        domains.insert(host.to_owned(), default_domain.clone());
-    }
-    for (domain, id) in config.domains.iter().zip(numbers) {
-        let site = DomainSite {
-            id: *id,
-            root_url: value(&domain.root_url),
-            not_found_url: value(&domain.not_found_url),
-            gone_url: value(&domain.gone_url),
-        };
-        domains.insert(domain.host.clone(), site);
-    }
-    let pages = match &config.pages.dir {
-        Some(dir) => read_pages(dir).with_context(|| format!("pages.dir: cannot read {}", dir.display()))?,
-        None => Pages::default(),
-    };
-    Ok(Site { case: config.codes.case, default_domain, domains, pages })
-}
-
-/// Reads the site's files once: no request ever waits for a disk.
-fn read_pages(dir: &Path) -> anyhow::Result<Pages> {
-    let mut pages = Pages::default();
-    let mut folders = vec![dir.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder)? {
-            let path = entry?.path();
-            let name = path.strip_prefix(dir)?.to_string_lossy().into_owned();
-            if path.is_dir() {
-                if name == ".well-known" || name.starts_with(".well-known/") {
-                    folders.push(path);
-                }
-                continue;
-            }
-            let length = std::fs::metadata(&path)?.len();
-            anyhow::ensure!(
-                length <= PAGE_BYTES_MAX,
-                "{} has {length} bytes, at most {PAGE_BYTES_MAX} fit",
-                path.display()
-            );
-            let page = Page { content_type: content_type(&name), bytes: Bytes::from(std::fs::read(&path)?) };
-            match name.as_str() {
-                "index.html" => pages.home = Some(page),
-                "404.html" => pages.missing = Some(page),
-                "410.html" => pages.gone = Some(page),
-                "robots.txt" | "favicon.ico" => drop(pages.files.insert(name, page)),
-                _ if name.starts_with(".well-known/") => drop(pages.files.insert(name, page)),
-                _ => tracing::warn!(file = name, "pages.dir has a file that is not served"),
-            }
-        }
-    }
-    Ok(pages)
-}
-
-fn content_type(name: &str) -> HeaderValue {
-    HeaderValue::from_static(match name.rsplit_once('.').map(|(_, ending)| ending) {
-        Some("html") => "text/html; charset=utf-8",
-        Some("txt") => "text/plain; charset=utf-8",
-        Some("json") => "application/json",
-        Some("ico") => "image/x-icon",
-        _ => "application/octet-stream",
-    })
 }
 
 /// What the limit of open files leaves for connections.

@@ -1,0 +1,164 @@
+//! Back's own tasks: what goes on beside requests.
+//!
+//! In: the parts of a running server. Out: hints to the follower, news to the parts that make links, the warm file.
+//! Never: ends, but with the process; says the same thing about a dependency twice (its breaker and the follower do).
+//! At its limit: whatever fails is tried again, a second later and then less and less often.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::opening::Later;
+use crate::config::Config;
+use crate::domain::key::DomainId;
+use crate::domain::time;
+use crate::redis::Redis;
+use crate::resolve::Memory;
+use crate::resolve::follow::Follower;
+use crate::resolve::warm::{self, Snapshot};
+use crate::store::Store;
+use crate::store::postgres::Postgres;
+use crate::store::row::Position;
+
+const AGAIN_MIN: Duration = Duration::from_secs(1);
+const AGAIN_MAX: Duration = Duration::from_secs(15);
+/// `waypost warm` waits for instances that were heard of within three times this.
+const PRESENT_EVERY: Duration = Duration::from_secs(30);
+/// What a crash loses of the warm file; writing it takes some ten milliseconds of one core.
+const WARM_EVERY: Duration = Duration::from_secs(300);
+
+/// The wait before the next try: longer with each failure, and not the same on every instance.
+struct Backoff(Duration);
+
+impl Backoff {
+    fn new() -> Self {
+        Self(AGAIN_MIN)
+    }
+
+    async fn wait(&mut self) {
+        tokio::time::sleep(self.0.mul_f64(rand::random_range(0.5..1.0))).await;
+        self.0 = (self.0 * 2).min(AGAIN_MAX);
+    }
+}
+
+/// Remembers what was edited before this process, as soon as the store says so.
+pub async fn remember(follower: Arc<Follower>) {
+    let mut seen = follower.seen();
+    let mut generation = None;
+    let mut backoff = Backoff::new();
+    loop {
+        let known = seen.borrow_and_update().map(|position| position.generation);
+        if known.is_some() && known != generation {
+            match follower.remember().await {
+                Ok(()) => generation = known,
+                Err(_) => {
+                    backoff.wait().await;
+                    continue;
+                }
+            }
+            backoff = Backoff::new();
+        }
+        if seen.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Hints by way of Redis.
+pub async fn redis_hints(redis: Redis, follower: Arc<Follower>) {
+    let mut backoff = Backoff::new();
+    loop {
+        if let Ok(mut hints) = redis.hints().await {
+            backoff = Backoff::new();
+            // What was said before it listened.
+            follower.hint();
+            while hints.next().await.is_ok() {
+                follower.hint();
+            }
+        }
+        backoff.wait().await;
+    }
+}
+
+/// Hints of the store itself.
+pub async fn store_hints(postgres: Postgres, follower: Arc<Follower>) {
+    let mut backoff = Backoff::new();
+    loop {
+        match postgres.listen().await {
+            // Behind a pooler without a direct way to the store nobody hints; the poll finds out within a second.
+            Ok(None) => return,
+            Ok(Some(mut hints)) => {
+                backoff = Backoff::new();
+                follower.hint();
+                while hints.next().await.is_ok() {
+                    follower.hint();
+                }
+            }
+            Err(_) => {}
+        }
+        backoff.wait().await;
+    }
+}
+
+/// Tells those who make codes when leased numbers may have been given before.
+pub async fn generations(mut seen: watch::Receiver<Option<Position>>, links: Later) {
+    while seen.changed().await.is_ok() {
+        let position = *seen.borrow_and_update();
+        if let (Some(position), Some(links)) = (position, links.get()) {
+            links.set_generation(position.generation).await;
+        }
+    }
+}
+
+/// Says that this instance runs.
+pub async fn present(store: Store, instance: String) {
+    let mut ticks = tokio::time::interval(PRESENT_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // Nothing depends on it while the store is away.
+        let _ = store.present(instance.clone(), true, time::now()).await;
+    }
+}
+
+/// Keeps `DATA/warm`: the links that are asked for most, for a start without stores.
+#[derive(Debug)]
+pub struct WarmFile {
+    pub path: PathBuf,
+    pub memory: Arc<Memory>,
+    pub config: Arc<Config>,
+    /// Of the configured domains, in their order.
+    pub domains: Vec<DomainId>,
+}
+
+impl WarmFile {
+    pub async fn run(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(WARM_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        ticks.tick().await;
+        loop {
+            ticks.tick().await;
+            Arc::clone(&self).write().await;
+        }
+    }
+
+    pub async fn write(self: Arc<Self>) {
+        let written = tokio::task::spawn_blocking(move || {
+            let hosts = self.config.domains.iter().map(|domain| domain.host.clone());
+            // Before the entries are copied: each of them is at least as new.
+            let as_of = self.memory.feed.now().stored;
+            let snapshot = Snapshot {
+                as_of,
+                written_at: time::now(),
+                domains: self.domains.iter().copied().zip(hosts).collect(),
+                entries: self.memory.shards.most_asked(),
+            };
+            warm::write(&self.path, &snapshot)
+        });
+        if let Ok(Err(error)) = written.await {
+            tracing::warn!(%error, "the warm file cannot be written: a start without stores would have older links");
+        }
+    }
+}

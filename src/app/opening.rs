@@ -1,0 +1,108 @@
+//! Opening: what a server must know of its store before it can do everything, and how it starts without it.
+//!
+//! In: the configuration, a store that may be away, what the last run left in `DATA/warm`. Out: at once, or some time
+//! later, the parts that make links; the numbers of the domains; where memory begins.
+//! Never: starts on a store of another schema or of other codes; serves a domain whose number it does not know.
+//! At its limit: a store that is away is asked again each second, for as long as the process lives.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::config::{self, Config};
+use crate::domain::key::DomainId;
+use crate::guard::targets::Policy;
+use crate::links::Links;
+use crate::resolve::value::StoredAsOf;
+use crate::resolve::warm::Snapshot;
+use crate::store::{self, Store, postgres};
+
+/// How long the start waits for the store before it goes on without: a server that cannot shorten is better than none.
+const PATIENCE: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What stays closed until the store was there once.
+pub type Later = Arc<OnceLock<Arc<Links>>>;
+
+/// What opening takes.
+#[derive(Clone)]
+pub struct Opening {
+    pub store: Store,
+    pub policy: Arc<Policy>,
+    pub config: Arc<Config>,
+}
+
+/// Where a server begins.
+pub struct Opened {
+    pub links: Later,
+    /// Of the configured domains, in their order.
+    pub domains: Vec<DomainId>,
+    pub at: StoredAsOf,
+    /// The store was there.
+    pub complete: bool,
+}
+
+impl Opening {
+    /// Opens what can be opened now. What the store has to say is waited for in the background if it is away.
+    pub async fn start(self, snapshot: Option<&Snapshot>) -> anyhow::Result<Opened> {
+        let links = Later::default();
+        let first = tokio::time::timeout(PATIENCE, self.open(&links)).await;
+        let first = first.unwrap_or_else(|_| Err(store::Error::Unavailable("it does not answer".into())));
+        let error = match first {
+            Ok((domains, at)) => return Ok(Opened { links, domains, at, complete: true }),
+            Err(error) if error.is_transient() => error,
+            Err(error) => return Err(error.into()),
+        };
+        let domains = self.known_domains(snapshot).with_context(|| error.to_string())?;
+        tracing::warn!(
+            dependency = "store",
+            %error,
+            links = snapshot.map_or(0, |snapshot| snapshot.entries.len()),
+            "the store is away: starting with the links of the last run"
+        );
+        let later = Arc::clone(&links);
+        tokio::spawn(async move { self.go_on(&later).await });
+        let at = snapshot.map_or(StoredAsOf::default(), |snapshot| snapshot.as_of);
+        Ok(Opened { links, domains, at, complete: false })
+    }
+
+    async fn go_on(&self, links: &Later) {
+        loop {
+            tokio::time::sleep(AGAIN).await;
+            match self.open(links).await {
+                Ok(_) => return tracing::info!(dependency = "store", "the store is there: links can be made"),
+                Err(error) if error.is_transient() => {}
+                // A person has to act, and the links in memory are served meanwhile.
+                Err(error) => tracing::error!(dependency = "store", %error, "the store cannot be used"),
+            }
+        }
+    }
+
+    async fn open(&self, later: &Later) -> store::Result<(Vec<DomainId>, StoredAsOf)> {
+        if let (Store::Postgres(postgres), Some(settings)) = (&self.store, &self.config.postgres) {
+            if settings.migrate == config::Migrate::Auto {
+                for migration in postgres::migrate(settings).await? {
+                    tracing::info!(number = migration.number, name = migration.name, "migrated");
+                }
+            }
+            postgres.check_schema().await?;
+        }
+        let hosts: Vec<String> = self.config.domains.iter().map(|domain| domain.host.clone()).collect();
+        let domains = self.store.number_domains(hosts).await?;
+        let links = Links::open(self.store.clone(), Arc::clone(&self.policy), self.config.codes.clone()).await?;
+        let position = self.store.position().await?;
+        let _ = later.set(Arc::new(links));
+        Ok((domains, StoredAsOf { generation: position.generation, position: position.version }))
+    }
+
+    /// The numbers of the configured domains as the last run knew them.
+    fn known_domains(&self, snapshot: Option<&Snapshot>) -> anyhow::Result<Vec<DomainId>> {
+        let known = snapshot.map_or(&[][..], |snapshot| &snapshot.domains);
+        let number = |domain: &config::Domain| {
+            let known = known.iter().find(|(_, host)| *host == domain.host).map(|(id, _)| *id);
+            known.with_context(|| format!("the domain {} has no number yet, which the store gives", domain.host))
+        };
+        self.config.domains.iter().map(number).collect()
+    }
+}

@@ -1,0 +1,124 @@
+//! Preload: links that are wanted in memory before anybody asks for them.
+//!
+//! In: requests to warm and pins, rows in the store whose count every poll of the feed sees. Out: memory that has them,
+//! and a report of this instance for each request.
+//! Never: asks the store for more than a quarter of what may be looked up at once: visitors come first; repeats a request
+//! that was made before the process started.
+//! At its limit: a request loads at most [`KEYS_MAX`] links, and as many as `cache.memory` holds of them stay.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+
+use super::Memory;
+use crate::domain::key::Key;
+use crate::domain::time;
+use crate::store::row::{Found, Position, WarmReport};
+use crate::store::{Result, Store};
+
+/// Links of one request.
+const KEYS_MAX: u32 = 1_000_000;
+/// Keys of one read: on the embedded store it keeps its thread for less than a millisecond.
+const CHUNK_MAX: usize = 64;
+/// How often a pinned link that gave way, or changed, is looked after.
+const PINS_EVERY: Duration = Duration::from_secs(1);
+/// A value that was changed while it was read is read again this often.
+const ATTEMPTS_MAX: u32 = 5;
+
+#[derive(Debug)]
+pub struct Preload {
+    pub memory: Arc<Memory>,
+    pub store: Store,
+    /// What flight takes from, too.
+    pub lookups: Arc<Semaphore>,
+    pub lookups_max: usize,
+    /// The name of this instance in the reports.
+    pub instance: String,
+}
+
+impl Preload {
+    /// Does what is asked until the task is ended.
+    pub async fn run(self, mut seen: watch::Receiver<Option<Position>>) {
+        let mut last = None;
+        let mut pins = Vec::new();
+        let mut ticks = tokio::time::interval(PINS_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Again with the next tick while the store is away.
+        let mut due = false;
+        loop {
+            tokio::select! {
+                changed = seen.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    due = true;
+                }
+                _ = ticks.tick() => self.look_after(&pins).await,
+            }
+            let known = *seen.borrow_and_update();
+            if known.is_some() && due {
+                due = self.obey(&mut last, &mut pins).await.is_err();
+            }
+        }
+    }
+
+    /// Does what was asked since `last`, and reads the pins.
+    async fn obey(&self, last: &mut Option<u64>, pins: &mut Vec<Key>) -> Result<()> {
+        let requests = self.store.warm_requests(last.unwrap_or(0)).await?;
+        *pins = self.store.pins().await?;
+        let first = last.is_none();
+        let done = last.get_or_insert(0);
+        for request in requests {
+            if !first {
+                let keys = self.store.keys_of(request.what, KEYS_MAX).await?;
+                let (loaded, missing) = self.load(&keys).await?;
+                let report = WarmReport { instance: self.instance.clone(), loaded, missing };
+                self.store.report_warm(request.number, report, time::now()).await?;
+                tracing::info!(number = request.number, loaded, missing, "warmed");
+            }
+            *done = request.number;
+        }
+        self.look_after(pins).await;
+        Ok(())
+    }
+
+    /// Marks pinned links as asked for, and loads those that are not in memory.
+    async fn look_after(&self, pins: &[Key]) {
+        let is_absent = |key: &&Key| self.memory.shards.get(self.memory.hash(key), key).is_none();
+        let absent: Vec<Key> = pins.iter().filter(is_absent).copied().collect();
+        if !absent.is_empty() {
+            // Again in a second; that the store is away is said elsewhere.
+            let _ = self.load(&absent).await;
+        }
+    }
+
+    /// Loads links; returns how many there are, and how many there are not.
+    async fn load(&self, keys: &[Key]) -> Result<(u64, u64)> {
+        let (mut loaded, mut missing) = (0, 0);
+        for chunk in keys.chunks((self.lookups_max / 4).clamp(1, CHUNK_MAX)) {
+            let mut left = chunk.to_vec();
+            for _ in 0..ATTEMPTS_MAX {
+                let _share = self.lookups.acquire_many(left.len() as u32).await;
+                let as_of = self.memory.feed.now();
+                let found = self.store.look_up(left.clone()).await?;
+                let mut again = Vec::new();
+                for (key, found) in left.into_iter().zip(found) {
+                    match found {
+                        Found::Entry(entry) => {
+                            let kept = self.memory.keep(self.memory.hash(&key), &key, &entry, as_of);
+                            loaded += u64::from(kept);
+                            again.extend((!kept).then_some(key));
+                        }
+                        Found::Missing | Found::Unreadable => missing += 1,
+                    }
+                }
+                left = again;
+                if left.is_empty() {
+                    break;
+                }
+            }
+        }
+        Ok((loaded, missing))
+    }
+}
