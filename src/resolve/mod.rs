@@ -17,6 +17,7 @@ pub mod hot;
 pub mod invalidate;
 pub mod negative;
 pub mod shards;
+pub mod value;
 
 use std::cell::RefCell;
 use std::sync::Arc;
