@@ -21,10 +21,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use hashbrown::HashTable;
 
+use super::value;
 use crate::domain::key::{Case, Code, DomainId, Key};
 use crate::domain::link::{Entry, LinkId, Rules};
 use crate::domain::target::Target;
-use crate::domain::time::UnixMillis;
 
 const SEGMENT_BYTES: usize = 64 << 10;
 /// Segments that a shard has at the least when its budget is used up.
@@ -313,7 +313,11 @@ fn is_of(record: &[u8], key: &Key) -> bool {
 
 fn encode(key: &Key, entry: &Entry) -> Vec<u8> {
     let target = entry.target.as_str().as_bytes();
-    let rules = if entry.rules == Rules::default() { None } else { Some(encode_rules(&entry.rules)) };
+    let rules = (entry.rules != Rules::default()).then(|| {
+        let mut rules = Vec::new();
+        value::put_rules(&mut rules, &entry.rules);
+        rules
+    });
     let mut out = Vec::with_capacity(32 + target.len());
     out.push(if key.code.packed().is_none() { LONG } else { 0 } | if rules.is_some() { RULES } else { 0 });
     out.extend(key.domain.0.to_le_bytes());
@@ -370,53 +374,9 @@ fn decode(record: &[u8]) -> Option<Entry> {
     let parts = parts(record);
     let rules = match parts.rules {
         None => Rules::default(),
-        Some(bytes) => decode_rules(bytes)?,
+        Some(bytes) => value::take_rules(&mut value::Reader(bytes))?,
     };
     Some(Entry { id: parts.id, target: Target::new(std::str::from_utf8(parts.target).ok()?)?, rules })
-}
-
-/// Most links have no rules, so what these cost does not matter: every field, in order, a length before each text.
-fn encode_rules(rules: &Rules) -> Vec<u8> {
-    let mut out = Vec::new();
-    out.extend(rules.status.unwrap_or(0).to_le_bytes());
-    out.push(match rules.forward_query {
-        None => 0,
-        Some(false) => 1,
-        Some(true) => 2,
-    });
-    out.push(u8::from(rules.gone) | u8::from(rules.limited) << 1);
-    for time in [rules.starts_at, rules.expires_at] {
-        out.extend(time.map_or(i64::MIN, |time| time.0).to_le_bytes());
-    }
-    for text in [rules.cache_control.as_deref(), rules.expired_url.as_ref().map(Target::as_str)] {
-        let text = text.unwrap_or("");
-        out.extend((text.len() as u16).to_le_bytes());
-        out.extend(text.as_bytes());
-    }
-    out
-}
-
-fn decode_rules(bytes: &[u8]) -> Option<Rules> {
-    let mut reader = Reader(bytes);
-    let status = reader.u16();
-    let forward = reader.u8();
-    let flags = reader.u8();
-    let mut time = || Some(reader.u64() as i64).filter(|time| *time != i64::MIN).map(UnixMillis);
-    let (starts_at, expires_at) = (time(), time());
-    let mut text = || {
-        let length = reader.u16();
-        std::str::from_utf8(reader.take(length.into())).ok().filter(|text| !text.is_empty())
-    };
-    Some(Rules {
-        status: Some(status).filter(|status| *status != 0),
-        forward_query: [None, Some(false), Some(true)].get(usize::from(forward)).copied()?,
-        gone: flags & 1 != 0,
-        limited: flags & 2 != 0,
-        starts_at,
-        expires_at,
-        cache_control: text().map(Into::into),
-        expired_url: text().and_then(Target::new),
-    })
 }
 
 /// Takes fields off the front of a record that this file has written: a short one is a bug and panics.
@@ -449,6 +409,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::time::UnixMillis;
 
     /// A hash of the test's own: few bits, so that keys meet in the index.
     fn hash_of(key: &Key) -> u64 {
