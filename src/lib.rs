@@ -59,3 +59,4 @@ pub mod domain;
 pub mod instance;
 pub mod log;
 pub mod metrics;
+pub mod redis;
