@@ -1,7 +1,7 @@
 //! Rate limits: how often a caller may, counted in this process.
 //!
 //! In: who calls, and when. Out: a verdict with what `Retry-After` and `RateLimit-*` say. Never: waits, reads the
-//! clock, holds a lock beyond `check`, asks Redis.
+//! clock, holds a lock beyond `check`, asks Redis (`redis::limits` does, and comes here when it does not answer).
 //! At the limit: a limiter remembers at most `entries_max` callers, 30 to 60 bytes each. When it is full
 //! it forgets those whose allowance is whole again, at most once a second (under 1 ms for 100,000, on the thread that
 //! meets it); if it is still full, all callers that it does not know share one allowance, and each such check is
@@ -14,6 +14,9 @@ use std::sync::{Mutex, PoisonError};
 use dashmap::DashMap;
 
 use crate::domain::time::UnixMillis;
+
+/// [`gcra`] in Lua, for a key in Redis; the file says what must come before it.
+pub const GCRA_LUA: &str = include_str!("gcra.lua");
 
 const MINUTE_US: u64 = 60_000_000;
 const SWEEP_INTERVAL_MS: u64 = 1000;
@@ -64,11 +67,13 @@ pub struct Limiter {
     overflowed: AtomicU64,
 }
 
-#[derive(Clone, Copy)]
-struct Rate {
-    /// 0 = off.
-    interval_us: i64,
-    burst: u32,
+/// How often one may.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    /// Microseconds between two calls; 0 = no limit.
+    pub interval_us: i64,
+    /// How many calls may come at once; at least 1 where there is a limit.
+    pub burst: u32,
 }
 
 impl Caller {
@@ -130,6 +135,12 @@ impl Limiter {
         self.check_rate(caller, Rate::of(per_minute), now)
     }
 
+    /// The rate of all, or of one who may call `per_minute` times.
+    #[must_use]
+    pub fn rate(&self, per_minute: Option<u32>) -> Rate {
+        per_minute.map_or(self.rate, Rate::of)
+    }
+
     /// Checks that met a full table and shared one allowance.
     #[must_use]
     pub fn overflowed(&self) -> u64 {
@@ -142,8 +153,9 @@ impl Limiter {
         self.table.len()
     }
 
-    fn check_rate(&self, caller: Caller, rate: Rate, now: UnixMillis) -> Verdict {
-        if rate.interval_us == 0 {
+    /// Counts a call of one who has this rate.
+    pub fn check_rate(&self, caller: Caller, rate: Rate, now: UnixMillis) -> Verdict {
+        if rate.is_unlimited() {
             return Verdict::Unlimited;
         }
         let now_us = micros(now);
@@ -214,6 +226,11 @@ impl Rate {
         Self { interval_us: interval_us(per_minute), burst: per_minute }
     }
 
+    #[must_use]
+    pub fn is_unlimited(self) -> bool {
+        self.interval_us == 0
+    }
+
     fn period_us(self) -> i64 {
         self.interval_us * i64::from(self.burst)
     }
@@ -231,7 +248,7 @@ impl Rate {
 /// caller is allowed again after one.
 ///
 /// Every value for a time of this century is below 2⁵³, so that an implementation whose numbers are doubles gives
-/// the same.
+/// the same: [`GCRA_LUA`].
 #[must_use]
 pub fn gcra(tat_us: Option<i64>, now_us: i64, interval_us: i64, burst: u32) -> (Verdict, i64) {
     let period_us = interval_us.saturating_mul(i64::from(burst));

@@ -1,8 +1,377 @@
-//! (Being built.)
-#[derive(Clone, Debug)]
-pub struct Redis;
+//! Redis: the tier between memory and store, the hints of changes, and the place where instances count together.
+//!
+//! In: keys and values as bytes, scripts. Out: what Redis has, or nothing when it did not answer in time.
+//! Never: fails because a server is away; makes a caller wait longer than `redis.timeout`; decides whether a value may
+//! be believed; holds the only copy of anything.
+//! At its limit: [`WRITES_MAX`] writes wait, more are dropped and counted; a value longer than [`VALUE_BYTES_MAX`] is a
+//! miss; after failures in a row nothing is asked for a while (`breaker`), and the connection is made anew.
+//!
+//! A stand-alone server, the master that Sentinel names, and a Cluster (each key asked for by itself, MOVED and ASK
+//! followed by the client) look the same from outside. In a Cluster a call has failed only when none of its keys was
+//! answered: those of a node that is away are misses, each after at most `redis.timeout`.
+
+mod connect;
+pub mod limits;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ::redis::aio::PubSub;
+use ::redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value, cmd};
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::breaker::{self, Breaker};
+use crate::config;
+use crate::domain::time::monotonic;
+pub use connect::BadUrl;
+use connect::{CONNECT_TIMEOUT, State, Target};
+
+/// A longer value is none of ours.
+pub const VALUE_BYTES_MAX: usize = 16 << 10;
+/// Keys to be written that wait.
+pub const WRITES_MAX: usize = 2048;
+/// Writes that share a round trip.
+const WRITES_AT_ONCE: usize = 128;
+/// A subscription on which nothing came for so long is asked whether it lives.
+const PING_EVERY: Duration = Duration::from_secs(5);
+
+/// A clonable handle. With the last of them its connections end.
+#[derive(Clone)]
+pub struct Redis {
+    link: Arc<Link>,
+    writes: mpsc::Sender<Write>,
+}
+
+/// What the handles and the writing task share.
+struct Link {
+    target: Arc<Target>,
+    breaker: Breaker,
+    state: watch::Receiver<State>,
+    lost: mpsc::Sender<u64>,
+    timeout: Duration,
+    ttl: Duration,
+    prefix: String,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    garbage: AtomicU64,
+    timeouts: AtomicU64,
+    errors: AtomicU64,
+    dropped: AtomicU64,
+}
+
+/// For `/metrics`, since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
+    pub state: breaker::State,
+    /// How often the breaker opened.
+    pub opened: u64,
+    pub hits: u64,
+    pub misses: u64,
+    /// Values that cannot be ours: too long, or of another type.
+    pub garbage: u64,
+    /// Commands that were not answered in time.
+    pub timeouts: u64,
+    /// Commands that were answered with an error, or could not be sent.
+    pub errors: u64,
+    /// Writes that were given up: too many waited, the value was too long, or Redis did not answer.
+    pub dropped: u64,
+}
+
+enum Write {
+    Set { key: Vec<u8>, value: Vec<u8> },
+    Delete { key: Vec<u8> },
+    Publish { message: Vec<u8> },
+}
+
+/// A Lua script with its name in the server's cache of scripts.
+pub struct Script {
+    source: String,
+    hash: String,
+}
+
+impl Script {
+    #[must_use]
+    pub fn new(source: String) -> Self {
+        let hash = ::redis::Script::new(&source).get_hash().to_owned();
+        Self { source, hash }
+    }
+}
+
+/// A subscription is over; a new one must be made.
+#[derive(Debug, thiserror::Error)]
+#[error("no hints from redis: {0}")]
+pub struct Lost(String);
+
+/// A subscription to the hints that something has changed.
+pub struct Hints(PubSub);
+
 impl Redis {
-    pub async fn get_many(&self, _: &[Vec<u8>]) -> Option<Vec<Option<Vec<u8>>>> { None }
-    pub fn set_many(&self, _: Vec<(Vec<u8>, Vec<u8>)>) {}
-    pub fn count_garbage(&self) {}
+    /// Checks the configuration and begins to connect in the background.
+    ///
+    /// # Errors
+    /// The URL or the file of authorities cannot be used. A server that is away is no error.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with timers: the connection lives in it. Callers may be of another such runtime.
+    pub fn open(settings: &config::Redis, breaker: config::Breaker) -> Result<Self, BadUrl> {
+        let target = Arc::new(Target::new(settings)?);
+        let (state_sender, state) = watch::channel(State::Away { reason: "there is no connection yet".to_owned() });
+        let (lost, lost_receiver) = mpsc::channel(1);
+        tokio::spawn(connect::keep(Arc::clone(&target), state_sender, lost_receiver));
+        let link = Arc::new(Link {
+            target,
+            breaker: Breaker::new("redis", breaker),
+            state,
+            lost,
+            timeout: settings.timeout,
+            ttl: settings.ttl,
+            prefix: settings.prefix.clone(),
+            counters: Counters::default(),
+        });
+        let (writes, waiting) = mpsc::channel(WRITES_MAX);
+        tokio::spawn(write(Arc::clone(&link), waiting));
+        Ok(Self { link, writes })
+    }
+
+    /// What every key must begin with; keys are given whole.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.link.prefix
+    }
+
+    /// What Redis has of `keys`, in their order, after at most `redis.timeout`. None when it did not answer, or is left
+    /// alone since it has not answered before.
+    ///
+    /// An empty value counts as none: `GETRANGE` does not tell them apart. It is asked for instead of `GET`, so that of
+    /// a huge value under a key of ours only its beginning is sent.
+    pub async fn get_many(&self, keys: &[Vec<u8>]) -> Option<Vec<Option<Vec<u8>>>> {
+        if keys.is_empty() {
+            return Some(Vec::new());
+        }
+        let get = |key: &Vec<u8>| {
+            let mut command = cmd("GETRANGE");
+            // The last index is included: one byte more than fits.
+            command.arg(key).arg(0).arg(VALUE_BYTES_MAX);
+            command
+        };
+        let answers = self.link.ask(keys.iter().map(get).collect(), self.link.deadline()).await?;
+        Some(answers.into_iter().map(|answer| self.link.value(answer)).collect())
+    }
+
+    /// Writes values soon, for `redis.ttl` less up to a tenth. Nobody learns whether it worked.
+    pub fn set_many(&self, entries: Vec<(Vec<u8>, Vec<u8>)>) {
+        for (key, value) in entries {
+            if value.len() > VALUE_BYTES_MAX {
+                count(&self.link.counters.dropped, 1);
+            } else {
+                self.write(Write::Set { key, value });
+            }
+        }
+    }
+
+    /// Deletes keys soon. Nobody learns whether it worked.
+    pub fn delete_many(&self, keys: Vec<Vec<u8>>) {
+        for key in keys {
+            self.write(Write::Delete { key });
+        }
+    }
+
+    /// Sends a message to whoever has [`Redis::hints`], soon, behind the writes before it.
+    pub fn publish(&self, message: Vec<u8>) {
+        self.write(Write::Publish { message });
+    }
+
+    /// Runs a script that touches one key, after at most `redis.timeout`; none when it did not run, or nobody knows
+    /// whether it did.
+    pub async fn script(&self, script: &Script, key: &[u8], arguments: &[i64]) -> Option<Value> {
+        let run = |name: &str, what: &str| {
+            let mut command = cmd(name);
+            command.arg(what).arg(1).arg(key);
+            arguments.iter().for_each(|argument| {
+                command.arg(*argument);
+            });
+            vec![command]
+        };
+        let deadline = self.link.deadline();
+        let mut answer = self.link.ask(run("EVALSHA", &script.hash), deadline).await?.pop()?;
+        if matches!(&answer, Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)) {
+            // It keeps what it runs, on this node, until it is restarted or flushed.
+            answer = self.link.ask(run("EVAL", &script.source), deadline).await?.pop()?;
+        }
+        answer.ok()
+    }
+
+    /// Subscribes to the messages of [`Redis::publish`], on a connection of its own: to the server, to the present
+    /// master, or to a node of the Cluster that the URL names (a node passes each message on to all others). It ends
+    /// with [`Lost`]; what was sent before the next one is made is gone, so whoever makes one looks once for themselves.
+    ///
+    /// # Errors
+    /// There is nobody to subscribe to. It takes at most a second, with Sentinel a few.
+    pub async fn hints(&self) -> Result<Hints, Lost> {
+        let channel = self.link.channel();
+        self.link.target.subscribe(&channel).await.map(Hints).map_err(|error| Lost(error.to_string()))
+    }
+
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.link.counters;
+        Figures {
+            state: self.link.breaker.state(),
+            opened: self.link.breaker.opened(),
+            hits: read(&counters.hits),
+            misses: read(&counters.misses),
+            garbage: read(&counters.garbage),
+            timeouts: read(&counters.timeouts),
+            errors: read(&counters.errors),
+            dropped: read(&counters.dropped),
+        }
+    }
+
+    fn write(&self, write: Write) {
+        if self.writes.try_send(write).is_err() {
+            count(&self.link.counters.dropped, 1);
+        }
+    }
+}
+
+impl Hints {
+    /// Waits until something was published. Messages that came together are one.
+    ///
+    /// # Errors
+    /// The connection is gone, or does not answer.
+    pub async fn next(&mut self) -> Result<(), Lost> {
+        loop {
+            let message = timeout(PING_EVERY, self.0.on_message().next()).await.map(|message| message.is_some());
+            match message {
+                Ok(true) => {
+                    while let Some(Some(_)) = self.0.on_message().next().now_or_never() {}
+                    return Ok(());
+                }
+                Ok(false) => return Err(Lost("the connection was closed".to_owned())),
+                Err(_) => {
+                    let pong = timeout(CONNECT_TIMEOUT, self.0.ping::<Value>()).await;
+                    pong.unwrap_or_else(|_| Err(connect::timed_out())).map_err(|error| Lost(error.to_string()))?;
+                }
+            }
+        }
+    }
+}
+
+impl Link {
+    fn deadline(&self) -> Instant {
+        Instant::from_std(monotonic() + self.timeout)
+    }
+
+    fn channel(&self) -> String {
+        format!("{}changes", self.prefix)
+    }
+
+    /// The answers to `commands`, of which there is at least one, in their order; none when not one was answered.
+    async fn ask(&self, commands: Vec<Cmd>, deadline: Instant) -> Option<Vec<RedisResult<Value>>> {
+        if !self.breaker.admits(monotonic()) {
+            return None;
+        }
+        let count_of = commands.len() as u64;
+        let mut state = self.state.clone();
+        let up = timeout_at(deadline, state.wait_for(|state| matches!(state, State::Up { .. }))).await;
+        let up = up.ok().and_then(Result::ok).map(|state| state.clone());
+        let Some(State::Up { number, connection }) = up else {
+            count(&self.counters.errors, count_of);
+            let reason = match &*self.state.borrow() {
+                State::Away { reason } => reason.clone(),
+                State::Up { .. } => "the connection came too late".to_owned(),
+            };
+            self.breaker.note(Err(reason), monotonic());
+            return None;
+        };
+        let answers = connection.run(commands, deadline).await;
+
+        let errors = || answers.iter().filter_map(|answer| answer.as_ref().err());
+        let failures = || errors().filter(|error| !is_answer(error));
+        let timeouts = errors().filter(|error| error.is_timeout()).count() as u64;
+        count(&self.counters.timeouts, timeouts);
+        count(&self.counters.errors, failures().count() as u64 - timeouts);
+        let answered = answers.len() > failures().count();
+        let outcome = failures().next().filter(|_| !answered).map_or(Ok(()), Err);
+        self.breaker.note(outcome, monotonic());
+
+        // A connection that has been silent for so long that the breaker opened may lead nowhere: the server may have
+        // moved, and nobody has said so. The cluster client repairs single connections itself.
+        let gone = |error: &RedisError| {
+            error.is_unrecoverable_error() || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
+        };
+        if !answered && self.breaker.state() != breaker::State::Closed
+            || !self.target.is_cluster() && errors().any(gone)
+        {
+            // When it is full, somebody has just said so.
+            let _ = self.lost.try_send(number);
+        }
+        answered.then_some(answers)
+    }
+
+    fn value(&self, answer: RedisResult<Value>) -> Option<Vec<u8>> {
+        let (counter, value) = match answer {
+            Ok(Value::BulkString(bytes)) if bytes.is_empty() => (&self.counters.misses, None),
+            Ok(Value::BulkString(bytes)) if bytes.len() <= VALUE_BYTES_MAX => (&self.counters.hits, Some(bytes)),
+            Ok(_) => (&self.counters.garbage, None),
+            Err(error) if is_answer(&error) => (&self.counters.garbage, None),
+            // It was counted as an error or a time-out.
+            Err(_) => return None,
+        };
+        count(counter, 1);
+        value
+    }
+
+    fn command(&self, write: Write) -> Cmd {
+        match write {
+            Write::Set { key, value } => {
+                let ttl_ms = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
+                // What was written together does not expire together.
+                let ttl_ms = ttl_ms - rand::random_range(0..=ttl_ms / 10);
+                let mut command = cmd("SET");
+                command.arg(key).arg(value).arg("PX").arg(ttl_ms);
+                command
+            }
+            Write::Delete { key } => {
+                let mut command = cmd("DEL");
+                command.arg(key);
+                command
+            }
+            Write::Publish { message } => {
+                let mut command = cmd("PUBLISH");
+                command.arg(self.channel()).arg(message);
+                command
+            }
+        }
+    }
+}
+
+/// Sends what is to be written, until the last handle is gone.
+async fn write(link: Arc<Link>, mut waiting: mpsc::Receiver<Write>) {
+    let mut writes = Vec::with_capacity(WRITES_AT_ONCE);
+    while waiting.recv_many(&mut writes, WRITES_AT_ONCE).await > 0 {
+        let commands: Vec<Cmd> = writes.drain(..).map(|write| link.command(write)).collect();
+        let count_of = commands.len() as u64;
+        if link.ask(commands, link.deadline()).await.is_none() {
+            count(&link.counters.dropped, count_of);
+        }
+    }
+}
+
+/// Whether an error says that the server works: it speaks of the key, or of what is no fault of the connection.
+fn is_answer(error: &RedisError) -> bool {
+    matches!(error.code(), Some("WRONGTYPE" | "NOSCRIPT" | "OOM"))
+}
+
+fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
 }
