@@ -4,10 +4,11 @@
 //! Never: asks the store, reads the clock, decides whether a code is free. The store's unique constraint on
 //! (domain, code) decides that, and whoever calls comes back for another candidate.
 //! At the limit: `random` has none, a crowded length merely collides more often; `permuted` says that the lease,
-//! or all numbers, are used up.
+//! or all numbers, are used up; so does `snowflake`.
 
 pub mod permuted;
 pub mod random;
+pub mod snowflake;
 pub mod words;
 
 /// The characters that generated codes are made of. Fixed when a store is made: a permuted code depends on their order.

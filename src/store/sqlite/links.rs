@@ -16,7 +16,7 @@ const LOOK_UP: &str = "SELECT id, target_url, status, cache_control, forward_que
     max_visits IS NOT NULL
   FROM links WHERE domain_id = ?1 AND code = ?2";
 
-const LINK: &str =
+pub(super) const LINK: &str =
     "SELECT id, domain_id, code, target_url, target_written, status, cache_control, title, note, starts_at,
     expires_at, expired_url, max_visits, forward_query, version, created_at, updated_at, disabled_at, deleted_at,
     (SELECT group_concat(tag, char(31)) FROM tags WHERE link_id = id),
@@ -67,7 +67,7 @@ fn optional_target(row: &Row<'_>, column: usize) -> Result<Option<Target>> {
     if row.get_ref(column)? == rusqlite::types::ValueRef::Null { Ok(None) } else { target(row, column).map(Some) }
 }
 
-fn key(row: &Row<'_>, domain: usize, code: usize) -> Result<Key> {
+pub(super) fn key(row: &Row<'_>, domain: usize, code: usize) -> Result<Key> {
     let text = row.get_ref(code)?.as_str()?;
     let parsed = Code::parse(text.as_bytes(), Case::Sensitive).map_err(|error| {
         rusqlite::Error::FromSqlConversionFailure(code, rusqlite::types::Type::Text, Box::new(error))
@@ -75,7 +75,7 @@ fn key(row: &Row<'_>, domain: usize, code: usize) -> Result<Key> {
     Ok(Key { domain: DomainId(row.get(domain)?), code: parsed })
 }
 
-fn whole(row: &Row<'_>) -> Result<Link> {
+pub(super) fn whole(row: &Row<'_>) -> Result<Link> {
     let target = target(row, 3)?;
     let millis = |column: usize| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(UnixMillis));
     let tags: Option<String> = row.get(19)?;
@@ -152,12 +152,19 @@ pub fn count(db: &Connection, filter: &Filter) -> Result<u64> {
 }
 
 pub fn position(db: &Connection) -> Result<Position> {
-    let position = |row: &Row<'_>| Ok(Position { version: row.get(0)?, ..Position::default() });
-    db.prepare_cached("SELECT version FROM feed")?.query_row([], position)
+    let position = |row: &Row<'_>| Ok(Position { version: row.get(0)?, generation: row.get(1)?, asked: row.get(2)? });
+    db.prepare_cached("SELECT version, generation, asked FROM feed")?.query_row([], position)
 }
 
-pub fn edits(_: &Connection, _: u32) -> Result<Vec<ChangeRow>> {
-    Err(rusqlite::Error::InvalidQuery)
+pub fn edits(db: &Connection, limit: u32) -> Result<Vec<ChangeRow>> {
+    let mut statement = db.prepare_cached(
+        "SELECT version, domain_id, code FROM link_changes WHERE what <> 'create' ORDER BY version DESC LIMIT ?1",
+    )?;
+    let rows = statement
+        .query_map([limit], |row| Ok(ChangeRow { version: row.get(0)?, key: key(row, 1, 2)?, created: false }))?;
+    let mut rows: Vec<ChangeRow> = rows.collect::<Result<_>>()?;
+    rows.reverse();
+    Ok(rows)
 }
 
 pub fn changes(db: &Connection, position: u64, limit: u32) -> Result<Vec<ChangeRow>> {

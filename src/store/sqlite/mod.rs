@@ -35,8 +35,10 @@ const BUSY_MS: u64 = 5_000;
 /// `application_id` of the file ("wpst"): another program's database is never written to.
 const APPLICATION_ID: i32 = 0x7770_7374;
 
-pub const MIGRATIONS: [Migration; 1] =
-    [Migration { number: 1, name: "links", sql: include_str!("../../../migrations/sqlite/0001_links.sql") }];
+pub const MIGRATIONS: [Migration; 2] = [
+    Migration { number: 1, name: "links", sql: include_str!("../../../migrations/sqlite/0001_links.sql") },
+    Migration { number: 2, name: "instances", sql: include_str!("../../../migrations/sqlite/0002_instances.sql") },
+];
 
 /// A handle; the writer ends when the last one is dropped.
 #[derive(Clone)]
