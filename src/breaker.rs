@@ -31,11 +31,11 @@ struct Inner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Every call is made.
-    Closed,
+    Closed = 0,
     /// One call is under way to see whether it answers again.
-    HalfOpen,
+    HalfOpen = 1,
     /// No call is made.
-    Open,
+    Open = 2,
 }
 
 impl State {

@@ -126,7 +126,7 @@ impl Instance {
 
     /// The state of each dependency's breaker.
     pub fn breakers(&self) -> impl Iterator<Item = (&'static str, State)> {
-        let redis = self.parts.redis.as_ref().map(|redis| ("redis", redis.state()));
+        let redis = self.parts.redis.as_ref().map(|redis| ("redis", redis.figures().state));
         std::iter::once(("store", self.parts.breaker.state())).chain(redis)
     }
 
@@ -147,7 +147,7 @@ impl Instance {
         [
             follower.is_failing(),
             follower.stale_since().is_some(),
-            redis.as_ref().is_some_and(|redis| redis.state() != State::Closed),
+            redis.as_ref().is_some_and(|redis| redis.figures().state != State::Closed),
             links.get().is_some_and(|links| links.lost_worker_id()),
         ]
     }

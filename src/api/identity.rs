@@ -13,7 +13,8 @@ use super::problem::Problem;
 use super::{Api, From, limit_headers};
 use crate::domain::time::{self, UnixMillis};
 use crate::guard::keys::{self, ApiKey, KeyRecord, Presented, Scope, Scopes};
-use crate::guard::limits::{Caller, Verdict};
+use crate::guard::limits::{Caller, Limiter, Verdict};
+use crate::redis;
 
 /// A key's last use is noted when the last note is older than this.
 const TOUCH_EVERY: Duration = Duration::from_secs(60);
@@ -65,19 +66,19 @@ impl Api {
     ) -> Result<Option<Identity>, Problem> {
         let presented = match keys::presented(headers) {
             Presented::None => return Ok(None),
-            Presented::Malformed => return Err(self.unknown_key(from, now)),
+            Presented::Malformed => return Err(self.unknown_key(from, now).await),
             Presented::Key(key) => key,
         };
         if self.admin_key.as_ref().is_some_and(|admin| admin.matches(presented)) {
             return Ok(Some(Identity { key: None, scopes: Scopes::of(&[Scope::Admin]), per_minute: None }));
         }
-        let Some(key) = ApiKey::parse(presented) else { return Err(self.unknown_key(from, now)) };
+        let Some(key) = ApiKey::parse(presented) else { return Err(self.unknown_key(from, now).await) };
         let record = self.record(&key.id).await?;
         // Compared also where there is no such id, so that the time does not tell which ids there are.
         let digest = record.as_ref().map_or([0; 32], |record| record.digest);
         let right = keys::verify(&digest, &key.secret);
         let record = record.filter(|record| right && record.valid(now));
-        let Some(record) = record else { return Err(self.unknown_key(from, now)) };
+        let Some(record) = record else { return Err(self.unknown_key(from, now).await) };
         if record.last_used_at.is_none_or(|last| last.after(TOUCH_EVERY) < now) {
             let (store, id) = (self.store.clone(), key.id.clone());
             // Nothing depends on it: a failure shows with the next write that matters.
@@ -106,8 +107,8 @@ impl Api {
         }
     }
 
-    fn unknown_key(&self, from: From, now: UnixMillis) -> Problem {
-        match self.by_address.check(Caller::of_address(from.client), now) {
+    async fn unknown_key(&self, from: From, now: UnixMillis) -> Problem {
+        match self.count(&self.by_address, Caller::of_address(from.client), None, now).await {
             refused @ Verdict::Refused { .. } => self.too_many(&refused),
             _ => Problem::new(401, "this key is unknown, revoked or expired"),
         }
@@ -126,16 +127,20 @@ impl Api {
     }
 
     /// Counts a request against the limit of its key, or of its address if it has none.
-    pub fn limit(&self, identity: Option<&Identity>, from: From, now: UnixMillis) -> Result<Verdict, Problem> {
+    pub async fn limit(&self, identity: Option<&Identity>, from: From, now: UnixMillis) -> Result<Verdict, Problem> {
         let verdict = match identity {
-            None => self.by_address.check(Caller::of_address(from.client), now),
-            Some(identity) => match (&identity.key, identity.per_minute) {
-                (Some(id), Some(per_minute)) => self.by_key.check_at(Caller::of_key(id), per_minute, now),
-                (Some(id), None) if !identity.scopes.allows(Scope::Admin) => self.by_key.check(Caller::of_key(id), now),
-                _ => Verdict::Unlimited,
-            },
+            None => self.count(&self.by_address, Caller::of_address(from.client), None, now).await,
+            Some(Identity { key: Some(id), scopes, per_minute }) if per_minute.is_some() || !scopes.allows(Scope::Admin) => {
+                self.count(&self.by_key, Caller::of_key(id), *per_minute, now).await
+            }
+            Some(_) => Verdict::Unlimited,
         };
         if verdict.is_allowed() { Ok(verdict) } else { Err(self.too_many(&verdict)) }
+    }
+
+    /// Of all instances together while Redis answers.
+    async fn count(&self, limiter: &Limiter, caller: Caller, per_minute: Option<u32>, now: UnixMillis) -> Verdict {
+        redis::limits::check(self.redis.as_ref(), limiter, caller, per_minute, now).await
     }
 
     fn too_many(&self, verdict: &Verdict) -> Problem {

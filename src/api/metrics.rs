@@ -22,6 +22,7 @@ use crate::http::STATUSES;
 use crate::instance::{Instance, Phase};
 use crate::metrics::{Histogram, histogram};
 use crate::resolve::Tier;
+use crate::store::Store;
 
 /// Upper bounds in nanoseconds: what a redirect takes lies between a microsecond and a look-up's time-out.
 const BUCKETS_NS: [u64; 16] = [
@@ -247,6 +248,49 @@ impl Collector for Scrape {
             [(vec![], overflowed)],
         )?;
         let degraded = instance.degraded();
+        sheet.gauge(
+            "waypost_breaker_state",
+            "Whether a dependency is asked: 0 always, 1 once to see, 2 not at all.",
+            instance.breakers().map(|(dependency, state)| (label("dependency", dependency), f64::from(state as u8))),
+        )?;
+        if let Store::Postgres(postgres) = instance.store() {
+            let figures = postgres.figures();
+            sheet.gauge(
+                "waypost_postgres_connections",
+                "Connections to Postgres, and the most there may be.",
+                [
+                    (label("state", "open"), figures.open as f64),
+                    (label("state", "idle"), figures.idle as f64),
+                    (label("state", "max"), figures.max as f64),
+                ],
+            )?;
+            sheet.gauge(
+                "waypost_postgres_waiting",
+                "Requests that wait for a connection.",
+                [(vec![], figures.waiting as f64)],
+            )?;
+        }
+        if let Some(redis) = instance.redis() {
+            let figures = redis.figures();
+            sheet.counter(
+                "waypost_redis_reads",
+                "Links that were asked of Redis, by what came of it; garbage is what no waypost of this version has put there.",
+                [
+                    (label("outcome", "hit"), figures.hits),
+                    (label("outcome", "miss"), figures.misses),
+                    (label("outcome", "garbage"), figures.garbage),
+                ],
+            )?;
+            sheet.counter(
+                "waypost_redis_failures",
+                "Calls that Redis did not answer in time, or with an error; writes that found their queue full.",
+                [
+                    (label("reason", "timeout"), figures.timeouts),
+                    (label("reason", "error"), figures.errors),
+                    (label("reason", "dropped"), figures.dropped),
+                ],
+            )?;
+        }
         sheet.gauge(
             "waypost_degraded",
             "1 while something is away that redirects can do without.",

@@ -25,7 +25,7 @@ pub async fn shorten(
 ) -> Result<impl IntoResponse, Problem> {
     let now = time::now();
     let identity = api.identify(request.headers(), from, now).await?;
-    let limit = api.limit(identity.as_ref(), from, now)?;
+    let limit = api.limit(identity.as_ref(), from, now).await?;
     match &identity {
         None if !api.open => {
             return Err(Problem::new(401, "this needs a key: send Authorization: Bearer KEY or X-Api-Key: KEY"));

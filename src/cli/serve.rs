@@ -1,7 +1,7 @@
 //! `waypost serve`: the server's life, from its configuration to its last answer.
 
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::config::load::{Flags, Loaded};
 use crate::domain::time;
 use crate::guard::keys::{self, ApiKey, KeyRecord, Scope, Scopes};
 use crate::http::route::Surface;
+use crate::store::postgres::Postgres;
 use crate::store::sqlite::{self, Sqlite};
 use crate::store::{self, Store};
 
@@ -61,16 +62,26 @@ pub fn run(serve: &Serve, common: &Common) -> Outcome {
 
 async fn live(loaded: &Loaded) -> Outcome {
     let config = &loaded.config;
-    let path = database(loaded);
     let file = loaded.file.as_ref().map_or("none".to_owned(), |file| file.display().to_string());
     // What the other commands say in a sentence; stderr has log lines alone here.
-    tracing::info!(config = file, store = %path.display(), "starting");
-    for migration in sqlite::migrate(&path).map_err(Failure::store)? {
-        tracing::info!(number = migration.number, name = migration.name, "migrated");
-    }
-    let store = Store::Sqlite(Sqlite::open(&path).map_err(Failure::store)?);
+    tracing::info!(config = file, store = place(loaded), "starting");
     let key_file = config.data.join("admin.key");
-    make_first_key(&store, &key_file).await?;
+    let store = match &config.postgres {
+        // It may be away, and is migrated when it is there: see `app::opening`.
+        Some(settings) => {
+            make_folder(&config.data)?;
+            Store::Postgres(Postgres::open(settings).map_err(Failure::store)?)
+        }
+        None => {
+            let path = database(loaded);
+            for migration in sqlite::migrate(&path).map_err(Failure::store)? {
+                tracing::info!(number = migration.number, name = migration.name, "migrated");
+            }
+            let store = Store::Sqlite(Sqlite::open(&path).map_err(Failure::store)?);
+            make_first_key(&store, &key_file).await?;
+            store
+        }
+    };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -89,7 +100,7 @@ async fn live(loaded: &Loaded) -> Outcome {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         config = file,
-        store = %path.display(),
+        store = place(loaded),
         listeners = ?running.addresses.iter().map(|listen| listen.address.to_string()).collect::<Vec<_>>(),
         workers = running.instance.cores().count(),
         "started"
@@ -105,6 +116,20 @@ async fn live(loaded: &Loaded) -> Outcome {
     running.serve(stop, config.shutdown.drain, config.shutdown.grace).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Where links are kept, as a person calls it.
+fn place(loaded: &Loaded) -> String {
+    match &loaded.config.postgres {
+        Some(settings) => settings.url.to_string(),
+        None => database(loaded).display().to_string(),
+    }
+}
+
+/// The folder of what an instance has of its own, though its links lie elsewhere.
+fn make_folder(folder: &Path) -> anyhow::Result<()> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.with_context(|| format!("cannot make the folder {}", folder.display()))
 }
 
 /// A new store gets an admin key; it lies in a file that only its owner reads, and is printed nowhere.

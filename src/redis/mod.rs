@@ -13,6 +13,7 @@
 mod connect;
 pub mod limits;
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -43,6 +44,12 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 pub struct Redis {
     link: Arc<Link>,
     writes: mpsc::Sender<Write>,
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Redis")
+    }
 }
 
 /// What the handles and the writing task share.
@@ -164,6 +171,11 @@ impl Redis {
         };
         let answers = self.link.ask(keys.iter().map(get).collect(), self.link.deadline()).await?;
         Some(answers.into_iter().map(|answer| self.link.value(answer)).collect())
+    }
+
+    /// Counts a value that was whole for Redis and is none for whoever asked.
+    pub fn count_garbage(&self) {
+        count(&self.link.counters.garbage, 1);
     }
 
     /// Writes values soon, for `redis.ttl` less up to a tenth. Nobody learns whether it worked.
