@@ -18,6 +18,7 @@ pub mod invalidate;
 pub mod negative;
 pub mod shards;
 pub mod value;
+pub mod warm;
 
 use std::cell::RefCell;
 use std::sync::Arc;
