@@ -23,6 +23,7 @@ pub mod preload;
 pub mod shards;
 pub mod tier;
 pub mod value;
+pub mod warm;
 
 use std::cell::RefCell;
 use std::sync::Arc;

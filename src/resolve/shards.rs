@@ -2,7 +2,8 @@
 //!
 //! In: an entry that was believed (see `invalidate`), or a key. Out: the entry, copied.
 //! Never: waits for anything but one of its own locks; grows past its budget; reads the clock. A lock is held for a copy
-//! of some hundred bytes; when a segment is given up or the index grows, for a walk over some hundred entries.
+//! of some hundred bytes; when a segment is given up or looked through or the index grows, for a walk over some hundred
+//! entries.
 //! At its limit: the oldest segment is given up; of its entries those that were asked for since they were last looked
 //! at move to the front, the others are evicted and counted.
 //!
@@ -12,8 +13,13 @@
 //! between entries, no allocation per entry and no free list: an entry costs its bytes, 21 more, and its share
 //! of the index (5 bytes at a load of 7/8, 11 after the index has just doubled).
 //!
+//! How much an entry is asked for: of each of the last [`PERIODS`] periods one bit says whether it was asked for at all,
+//! the present one on top; read as a number, the bits are its heat. [`Shards::for_each`] ends a period. That is aging
+//! (the additional reference bits of page replacement): the hit that sets the mark sets the bit in the same byte, and
+//! one that finds both writes nothing. Hits in one period are not counted: most never come here from `hot`.
+//!
 //! An entry, little-endian:
-//!   flags u8 | domain u16 | target length u16 | link id u64 | code: packed u64, or length u8 and bytes (LONG)
+//!   flags and heat u8 | domain u16 | target length u16 | link id u64 | code: packed u64, or length u8 and bytes (LONG)
 //!   | rules: length u16 and bytes (RULES) | target
 
 use std::sync::Mutex;
@@ -39,6 +45,13 @@ const RECORD_BYTES_MAX: usize = SEGMENT_BYTES - KEPT_BYTES_MAX;
 const MARKED: u8 = 1;
 const LONG: u8 = 2;
 const RULES: u8 = 4;
+/// Asked for in the present period, the first of those that the bits from here down to [`FLAGS`] tell of.
+const ASKED: u8 = 0x80;
+const FLAGS: u8 = MARKED | LONG | RULES;
+/// Periods of which it is known whether an entry was asked for.
+pub const PERIODS: u32 = FLAGS.leading_zeros();
+/// As many heats as the bits of that many periods tell apart.
+pub const HEATS: usize = 1 << PERIODS;
 
 /// What a shard knows of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +61,21 @@ pub struct Hit {
     pub marked: bool,
     /// The shard's epoch when it was copied; a later one means that it may have changed.
     pub epoch: u32,
+}
+
+/// An entry as [`Shards::for_each`] finds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept<'a> {
+    record: &'a [u8],
+    /// Below [`HEATS`]: a bit for each period, the one that ends on top, set if the entry was asked for in it.
+    pub heat: u8,
+}
+
+impl Kept<'_> {
+    #[must_use]
+    pub fn decode(&self) -> (Key, Entry) {
+        (parts(self.record).key, decode(self.record).expect("it was encoded here"))
+    }
 }
 
 /// Figures for `/metrics`.
@@ -131,8 +159,8 @@ impl Shards {
         let place = log.find(hash, key)?;
         let record = log.record_mut(place);
         let marked = record[0] & MARKED != 0;
-        if !marked {
-            record[0] |= MARKED;
+        if record[0] & (MARKED | ASKED) != MARKED | ASKED {
+            record[0] |= MARKED | ASKED;
         }
         let entry = decode(record).expect("it was encoded here");
         Some(Hit { entry, marked, epoch: shard.epoch.0.load(Ordering::Acquire) })
@@ -177,6 +205,33 @@ impl Shards {
             let mut log = shard.lock();
             log.index.clear();
             log.segments.clear();
+            shard.epoch.0.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Shows every entry and ends the period, for one caller at a time. No lock is held while `f` runs, and none for
+    /// longer than it takes to copy a segment; what moves or comes meanwhile may be missed.
+    ///
+    /// Epochs grow, so that what `hot` answers is fetched from here once in each period and keeps its heat and its mark.
+    /// Not for times when the store cannot be asked: an answer that is in `hot` alone would be lost.
+    pub fn for_each(&self, hash_of: impl Fn(&Key) -> u64, mut f: impl FnMut(Kept<'_>)) {
+        let mut copied = Vec::with_capacity(SEGMENT_BYTES);
+        for shard in &self.shards {
+            let (oldest, count) = {
+                let log = shard.lock();
+                (log.oldest, log.segments.len() as u16)
+            };
+            for number in (0..count).map(|segment| oldest.wrapping_add(segment)) {
+                copied.clear();
+                shard.lock().end_period(number, &hash_of, &mut copied);
+                let mut rest = copied.as_slice();
+                while let Some(first) = rest.first() {
+                    let heat = first >> FLAGS.count_ones();
+                    let (record, after) = rest.split_at(parts(rest).length);
+                    f(Kept { record, heat });
+                    rest = after;
+                }
+            }
             shard.epoch.0.fetch_add(1, Ordering::Release);
         }
     }
@@ -289,6 +344,23 @@ impl Log {
         }
         evicted
     }
+
+    /// Copies what the index has of a segment, and makes its present period a past one; nothing if it was given up.
+    fn end_period(&mut self, number: u16, hash_of: &impl Fn(&Key) -> u64, copied: &mut Vec<u8>) {
+        let at = self.segment(u32::from(number) << 16);
+        let Some(segment) = self.segments.get_mut(at) else { return };
+        let mut offset = 0;
+        while offset < segment.len() {
+            let record = &mut segment[offset..];
+            let Parts { key, length, .. } = parts(record);
+            let place = u32::from(number) << 16 | offset as u32;
+            offset += length;
+            if self.index.find(hash_of(&key), |known| *known == place).is_some() {
+                copied.extend_from_slice(&record[..length]);
+                record[0] = record[0] & FLAGS | record[0] >> 1 & !FLAGS;
+            }
+        }
+    }
 }
 
 /// Whether the record is of this key, without decoding more of it than that takes.
@@ -319,7 +391,8 @@ fn encode(key: &Key, entry: &Entry) -> Vec<u8> {
         rules
     });
     let mut out = Vec::with_capacity(32 + target.len());
-    out.push(if key.code.packed().is_none() { LONG } else { 0 } | if rules.is_some() { RULES } else { 0 });
+    // Whatever comes in, somebody has asked for it.
+    out.push(ASKED | if key.code.packed().is_none() { LONG } else { 0 } | if rules.is_some() { RULES } else { 0 });
     out.extend(key.domain.0.to_le_bytes());
     out.extend(u16::try_from(target.len()).unwrap_or(u16::MAX).to_le_bytes());
     out.extend(entry.id.0.to_le_bytes());
@@ -449,6 +522,7 @@ mod tests {
         Insert { key: u16, length: usize, believed: bool },
         Get(u16),
         Remove { key: u16, bump: bool },
+        ForEach,
         Clear,
     }
 
@@ -459,6 +533,7 @@ mod tests {
             200 => (key.clone(), length, prop::bool::weighted(0.9)).prop_map(|(key, length, believed)| Step::Insert { key, length, believed }),
             200 => key.clone().prop_map(Step::Get),
             20 => (key, any::<bool>()).prop_map(|(key, bump)| Step::Remove { key, bump }),
+            1 => Just(Step::ForEach),
             1 => Just(Step::Clear),
         ];
         prop::collection::vec(step, 1..3000)
@@ -508,6 +583,18 @@ mod tests {
                         prop_assert_eq!(shards.epoch(hash_of(&key)) != epoch, bump);
                         model.remove(&number);
                     }
+                    Step::ForEach => {
+                        let mut seen = HashMap::new();
+                        shards.for_each(hash_of, |kept| {
+                            let (key, entry) = kept.decode();
+                            assert_eq!(seen.insert(key, entry), None, "it is shown once");
+                        });
+                        prop_assert_eq!(seen.len(), entries(&shards));
+                        for (number, entry) in &model {
+                            prop_assert!(seen.remove(&key(*number)).is_none_or(|seen| seen == *entry));
+                        }
+                        prop_assert!(seen.is_empty(), "removed, and shown: {:?}", seen);
+                    }
                     Step::Clear => {
                         shards.clear();
                         prop_assert_eq!(entries(&shards), 0);
@@ -551,6 +638,76 @@ mod tests {
             }
         }
         assert!(shards.figures().bytes <= (SEGMENTS_MIN * SEGMENT_BYTES + (64 << 10)) as u64);
+    }
+
+    #[test]
+    fn heat_is_when_it_was_asked_for() {
+        let check = |asked: &[bool], want: u8| {
+            let shards = Shards::new(0, 1);
+            let key = key(1);
+            let hash = hash_of(&key);
+            assert!(shards.insert(hash, &key, &entry(1, 10), hash_of, || true));
+            let mut heat = None;
+            for (period, asked) in asked.iter().enumerate() {
+                // Twice, so that a period in which it was asked for often counts as much as any other.
+                for _ in 0..2 {
+                    assert!(!asked || shards.get(hash, &key).is_some_and(|hit| hit.entry == entry(1, 10)));
+                }
+                let epoch = shards.epoch(hash);
+                shards.for_each(hash_of, |kept| heat = Some(kept.heat));
+                assert_ne!(shards.epoch(hash), epoch, "what is hot comes by in each period: {period}");
+            }
+            assert_eq!(heat, Some(want), "{asked:?}");
+        };
+        // It comes in because it is asked for.
+        check(&[false], 0b10000);
+        check(&[true], 0b10000);
+        check(&[false, false], 0b01000);
+        check(&[false, true], 0b11000);
+        check(&[true, false, true], 0b10100);
+        check(&[false, false, false, false, false], 0b00001);
+        check(&[false, false, false, false, false, false], 0);
+        check(&[true; 9], 0b11111);
+        check(&[true, true, true, true, true, true, false], 0b01111);
+    }
+
+    #[test]
+    fn what_is_spared_keeps_its_heat() {
+        let shards = Shards::new(0, 1);
+        let asked = key(1);
+        assert!(shards.insert(hash_of(&asked), &asked, &entry(1, 10), hash_of, || true));
+        shards.for_each(hash_of, |_| {});
+        for number in 2..1500 {
+            assert!(shards.get(hash_of(&asked), &asked).is_some(), "before {number}");
+            assert!(shards.insert(hash_of(&key(number)), &key(number), &entry(3, 1000), hash_of, || true));
+        }
+        assert!(shards.figures().evictions > 0);
+        let mut heat = None;
+        shards.for_each(hash_of, |kept| {
+            if kept.decode().0 == asked {
+                heat = Some(kept.heat);
+            }
+        });
+        assert_eq!(heat, Some(0b11000));
+    }
+
+    #[test]
+    fn looking_through_comes_to_an_end_while_segments_are_given_up() {
+        let shards = Shards::new(0, 1);
+        let keep = |number: u16| {
+            let key = key(number);
+            assert!(shards.insert(hash_of(&key), &key, &entry(3, 1000), hash_of, || true));
+        };
+        (0..400).for_each(keep);
+        let (mut next, mut shown) = (400, 0);
+        shards.for_each(hash_of, |kept| {
+            assert_eq!(kept.decode().1, entry(3, 1000));
+            shown += 1;
+            (next..next + 10).for_each(keep);
+            next += 10;
+        });
+        assert!(shown < 400, "what was given up meanwhile is not shown: {shown}");
+        assert!(shards.figures().evictions > 400);
     }
 
     /// An index that rehashes while a segment is given up must find every entry in a segment that is there.
