@@ -86,7 +86,7 @@ impl Store {
     pub async fn change(&self, key: Key, change: Change, now: UnixMillis) -> Result<Option<Link>> {
         match self {
             Self::Sqlite(sqlite) => sqlite.write(move |tx| sqlite::links::change(tx, key, &change, now)).await,
-            Self::Postgres(postgres) => postgres.change(key, change, now).await,
+            Self::Postgres(postgres) => postgres.change(key, &change, now).await,
         }
     }
 

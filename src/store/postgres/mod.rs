@@ -1,157 +1,370 @@
-//! The store of many instances: Postgres. (Being built.)
+//! The store of many instances: Postgres, or what speaks its protocol.
+//!
+//! In: the same calls as the embedded store gets. Out: the same answers, durable where they say so.
+//! Never: connects before it is asked; waits for us inside of a transaction (each is sent whole, so that an instance that
+//! freezes holds no lock); asks the server for types; leaves something in a session (no `SET`, no `LISTEN`, no session lock,
+//! and with `statements = "unnamed"` no named statement), so that a pooler may give each transaction another connection.
+//! At its limit: every call ends after `statement_timeout` (look-ups: `lookup_timeout`) as [`Error::Unavailable`], and its
+//! connection with it; reads leave half of the pool to look-ups and writes; creates wait in a bounded queue.
+//!
+//! Links change in one way only, see [`Inner::write`]: lock the row of the feed, change, give versions from that row, update
+//! it, commit. The order of commits is the order of versions, and no version is left out.
 
-use super::row::{
-    Change, ChangeRow, Filter, Found, Inserted, InstanceRow, NewLink, Position, Reading, Rest, WarmReport, WarmRequest,
-    WarmWhat, WorkerLease,
-};
+mod connect;
+mod errors;
+mod insert;
+mod leases;
+mod links;
+mod listen;
+mod migrate;
+mod moving;
+mod settings;
+mod warm;
+
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use deadpool_postgres::{Object, Pool};
+use futures_util::future::{join_all, join3};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_postgres::types::{FromSql, ToSql, Type};
+use tokio_postgres::{Row, Statement};
+
+pub use listen::Hints;
+pub use migrate::{MIGRATIONS, grants, migrate, pending};
+
 use super::{Error, Result};
-use crate::domain::key::{DomainId, Key};
-use crate::domain::link::{Link, LinkId};
-use crate::domain::time::UnixMillis;
-use crate::guard::keys::KeyRecord;
+use crate::config::{self, Statements};
+use connect::Connector;
+use errors::{explain, explain_pool, is_conflict, spares_connection};
 
+/// How often a transaction is sent again that met another one.
+const ATTEMPTS_MAX: u32 = 10;
+/// What a server without a write-ahead log of its own, or one that does not let us see it, is asked instead.
+const NO_TIMELINE: &str = "''";
+const TIMELINE: &str =
+    "CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END";
+
+/// First in every transaction that changes links.
+const LOCK: &str = "SELECT version FROM feed FOR UPDATE";
+/// Last in it. The hint proves nothing: who misses it polls.
+const BUMP: &str = "WITH last AS (SELECT max(version) AS version FROM link_changes),
+    bumped AS (UPDATE feed SET version = last.version FROM last WHERE feed.version < last.version RETURNING one)
+  SELECT pg_notify('waypost', '') FROM bumped";
+
+/// A value and its type, so that the server need not be asked for it.
+type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+/// A constant text and its values.
+type Query<'a> = (&'a str, &'a [Param<'a>]);
+
+/// A handle; the writer ends when the last one is dropped.
 #[derive(Clone, Debug)]
-pub struct Postgres;
+pub struct Postgres {
+    inner: Arc<Inner>,
+    /// To the writer, which starts with the first write: before, there may be no runtime.
+    writes: Arc<OnceLock<mpsc::Sender<insert::Write>>>,
+}
 
-fn unbuilt<T>() -> Result<T> {
-    Err(Error::Broken("being built".into()))
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    primary: Pool,
+    replica: Option<Pool>,
+    replica_max_lag: Duration,
+    /// For what needs a session; none where there is no way past a pooler.
+    direct: Option<Connector>,
+    statements: Statements,
+    /// Begins a transaction and limits what the server does for it when we are gone.
+    begin: String,
+    statement_timeout: Duration,
+    lookup_timeout: Duration,
+    /// Reads that are neither look-ups nor polls: half of the pool.
+    reading: Semaphore,
+    /// The server has not refused to show its timeline.
+    shows_timeline: AtomicBool,
+}
+
+/// What `/metrics` shows of the pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    pub pool_max: usize,
+    pub open: usize,
+    pub idle: usize,
+    /// Calls that wait for a connection.
+    pub waiting: usize,
+}
+
+/// A transaction that failed.
+#[derive(Debug)]
+struct Failed {
+    error: Error,
+    /// It may be sent again as it is.
+    is_conflict: bool,
+    /// It may have been committed.
+    is_unknown: bool,
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        failed.error
+    }
+}
+
+impl Failed {
+    fn unsent(error: Error) -> Self {
+        Self { error, is_conflict: false, is_unknown: false }
+    }
 }
 
 impl Postgres {
+    /// Makes the handle; no connection is made. Fails on a URL or a file of authorities that cannot be read, as
+    /// [`Error::Schema`].
+    pub fn open(settings: &config::Postgres) -> Result<Self> {
+        let primary = Connector::new("postgres.url", &settings.url, settings)?.primary();
+        let replica = match &settings.replica_url {
+            Some(url) => Some(Connector::new("postgres.replica_url", url, settings)?.pool(settings)?),
+            None => None,
+        };
+        let direct = match (&settings.direct_url, settings.statements) {
+            (Some(url), _) => Some(Connector::new("postgres.direct_url", url, settings)?.primary()),
+            (None, Statements::Prepared) => Some(primary.clone()),
+            (None, Statements::Unnamed) => None,
+        };
+        let limit_ms = settings.statement_timeout.as_millis();
+        let inner = Inner {
+            name: format!("postgres {}", settings.url),
+            primary: primary.pool(settings)?,
+            replica,
+            replica_max_lag: settings.replica_max_lag,
+            direct,
+            statements: settings.statements,
+            begin: format!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = {limit_ms}; \
+                 SET LOCAL lock_timeout = {limit_ms}; SET LOCAL idle_in_transaction_session_timeout = {limit_ms}"
+            ),
+            statement_timeout: settings.statement_timeout,
+            lookup_timeout: settings.lookup_timeout,
+            reading: Semaphore::new((settings.pool / 2).max(1)),
+            shows_timeline: AtomicBool::new(true),
+        };
+        Ok(Self { inner: Arc::new(inner), writes: Arc::default() })
+    }
+
+    /// Without user and password.
     #[must_use]
     pub fn describe(&self) -> String {
-        String::new()
+        self.inner.name.clone()
     }
 
-    pub async fn look_up(&self, _: &[Key]) -> Result<Vec<Found>> {
-        unbuilt()
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        let status = self.inner.primary.status();
+        Figures { pool_max: status.max_size, open: status.size, idle: status.available, waiting: status.waiting }
     }
 
-    pub async fn insert(&self, _: Vec<NewLink>, _: UnixMillis) -> Result<Vec<Inserted>> {
-        unbuilt()
+    /// [`Error::Schema`] if the schema is not up to date, or not ours; [`Error::Unavailable`] if nobody answers.
+    pub async fn check_schema(&self) -> Result<()> {
+        let rows = self.inner.one(migrate::APPLIED, &[]).await?;
+        let applied = rows.iter().map(migrate::applied).collect::<Result<Vec<_>>>()?;
+        match super::schema::pending(&MIGRATIONS, &applied)? {
+            [] => Ok(()),
+            [first, ..] => Err(Error::Schema(format!(
+                "the store {} lacks migration {} ({}): run `waypost migrate`",
+                self.inner.name, first.number, first.name
+            ))),
+        }
+    }
+}
+
+impl Inner {
+    /// One statement without a transaction around it: what reads little or writes one row. On the primary.
+    async fn one(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        self.within(self.statement_timeout, &self.primary, sql, params).await
     }
 
-    pub async fn change(&self, _: Key, _: Change, _: UnixMillis) -> Result<Option<Link>> {
-        unbuilt()
+    async fn within(&self, limit: Duration, pool: &Pool, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        limited(limit, async {
+            let session = self.session(pool).await?;
+            let asked = async { session.query(session.prepare(sql, params).await?.as_ref(), sql, params).await };
+            let answer = asked.await;
+            session.end(answer.as_ref().err());
+            answer.map_err(|error| explain(&error))
+        })
+        .await
     }
 
-    pub async fn take_visit(&self, _: Key, _: LinkId, _: UnixMillis) -> Result<bool> {
-        unbuilt()
+    /// A reading that may be long: limited by the server too, and by what look-ups leave.
+    async fn read(&self, pool: &Pool, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        let reading = limited(self.statement_timeout, async {
+            self.reading.acquire().await.map_err(|_| Error::Broken("it is closed".into()))
+        });
+        let _reading = reading.await?;
+        let mut answers = self.transaction(pool, &[(sql, params)]).await?;
+        Ok(answers.pop().unwrap_or_default())
     }
 
-    pub async fn link(&self, _: Key) -> Result<Option<Link>> {
-        unbuilt()
+    /// Changes links: `queries` in one transaction that holds the feed's row from beginning to end. They give versions
+    /// from it, upwards without a gap, and write a row into `link_changes` for each.
+    async fn write(&self, queries: &[Query<'_>]) -> std::result::Result<Vec<Vec<Row>>, Failed> {
+        let mut all = vec![(LOCK, [].as_slice())];
+        all.extend_from_slice(queries);
+        all.push((BUMP, &[]));
+        let mut answers = self.again(&all).await?;
+        answers.pop();
+        answers.remove(0);
+        Ok(answers)
     }
 
-    pub async fn page(&self, _: &Filter, _: Option<LinkId>, _: u32, _: Reading) -> Result<Vec<Link>> {
-        unbuilt()
+    /// A transaction that is sent again, a few times, if it met another one.
+    async fn again(&self, queries: &[Query<'_>]) -> std::result::Result<Vec<Vec<Row>>, Failed> {
+        let mut attempts = 1;
+        loop {
+            match self.transaction(&self.primary, queries).await {
+                Err(failed) if failed.is_conflict && attempts < ATTEMPTS_MAX => attempts += 1,
+                ended => return ended,
+            }
+        }
     }
 
-    pub async fn count(&self, _: &Filter, _: Reading) -> Result<u64> {
-        unbuilt()
+    /// Everything in one flight: `BEGIN`, the queries, `COMMIT`, without waiting for an answer in between.
+    async fn transaction(&self, pool: &Pool, queries: &[Query<'_>]) -> std::result::Result<Vec<Vec<Row>>, Failed> {
+        let session = limited(self.statement_timeout, self.session(pool)).await.map_err(Failed::unsent)?;
+        // Before it begins: to prepare one inside of it would let it wait for us.
+        let preparing = async {
+            let mut statements = Vec::with_capacity(queries.len());
+            for (sql, params) in queries {
+                statements.push(session.prepare(sql, params).await.map_err(|error| explain(&error))?);
+            }
+            Ok(statements)
+        };
+        let statements = limited(self.statement_timeout, preparing).await.map_err(Failed::unsent)?;
+        let answers = queries
+            .iter()
+            .zip(&statements)
+            .map(|((sql, params), statement)| session.query(statement.as_ref(), sql, params));
+        // They are sent in the order in which they are polled first, which for few of them is the order of the list.
+        let flight =
+            join3(session.object.batch_execute(&self.begin), join_all(answers), session.object.batch_execute("COMMIT"));
+        let Ok((begun, answers, committed)) = tokio::time::timeout(self.statement_timeout, flight).await else {
+            return Err(Failed { error: too_late(self.statement_timeout), is_conflict: false, is_unknown: true });
+        };
+        let result = begun.and_then(|()| answers.into_iter().collect()).map(|answers: Vec<_>| (answers, committed));
+        // After a statement that the server refused, COMMIT is a ROLLBACK: then nothing is unknown.
+        let (error, is_unknown) = match result {
+            Ok((answers, Ok(()))) => {
+                session.end(None);
+                return Ok(answers);
+            }
+            Ok((_, Err(error))) => (error, true),
+            Err(error) => {
+                let is_refused = error.code().is_some();
+                (error, !is_refused)
+            }
+        };
+        let failed = Failed { error: explain(&error), is_conflict: is_conflict(&error), is_unknown };
+        session.end(Some(&error));
+        Err(failed)
     }
 
-    pub async fn position(&self) -> Result<Position> {
-        unbuilt()
+    async fn session(&self, pool: &Pool) -> Result<Session> {
+        let object = pool.get().await.map_err(|error| explain_pool(&error))?;
+        Ok(Session { object: Held(Some(object)), statements: self.statements })
     }
 
-    pub async fn changes(&self, _: u64, _: u32) -> Result<Vec<ChangeRow>> {
-        unbuilt()
+    fn shows_timeline(&self) -> bool {
+        self.shows_timeline.load(Ordering::Relaxed)
+    }
+}
+
+/// A connection for one call. It goes back into the pool only if its last answer has come: dropped before (a time-out,
+/// a caller that gave up), it is closed.
+struct Session {
+    object: Held,
+    statements: Statements,
+}
+
+struct Held(Option<Object>);
+
+impl std::ops::Deref for Held {
+    type Target = Object;
+
+    fn deref(&self) -> &Object {
+        self.0.as_ref().expect("taken only when it is dropped")
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(object) = self.0.take() {
+            drop(Object::take(object));
+        }
+    }
+}
+
+impl Session {
+    async fn prepare(
+        &self,
+        sql: &str,
+        params: &[Param<'_>],
+    ) -> std::result::Result<Option<Statement>, tokio_postgres::Error> {
+        match self.statements {
+            Statements::Unnamed => Ok(None),
+            Statements::Prepared => {
+                let types: Vec<Type> = params.iter().map(|(_, kind)| kind.clone()).collect();
+                self.object.prepare_typed_cached(sql, &types).await.map(Some)
+            }
+        }
     }
 
-    pub async fn edits(&self, _: u32) -> Result<Vec<ChangeRow>> {
-        unbuilt()
+    async fn query(
+        &self,
+        prepared: Option<&Statement>,
+        sql: &str,
+        params: &[Param<'_>],
+    ) -> std::result::Result<Vec<Row>, tokio_postgres::Error> {
+        match prepared {
+            Some(statement) => {
+                let values: Vec<&(dyn ToSql + Sync)> = params.iter().map(|(value, _)| *value).collect();
+                self.object.query(statement, &values).await
+            }
+            None => self.object.query_typed(sql, params).await,
+        }
     }
 
-    pub async fn begin_generation(&self, _: u64) -> Result<u64> {
-        unbuilt()
+    /// All answers have come; one of them may be an error.
+    fn end(mut self, error: Option<&tokio_postgres::Error>) {
+        if error.is_none_or(spares_connection) {
+            drop(self.object.0.take());
+        }
     }
+}
 
-    pub async fn lease(&self, _: &'static str, _: u64, _: u64) -> Result<u64> {
-        unbuilt()
-    }
+async fn limited<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(too_late(limit)))
+}
 
-    pub async fn settle(&self, _: &'static str, _: &[u8]) -> Result<Vec<u8>> {
-        unbuilt()
-    }
+fn too_late(limit: Duration) -> Error {
+    Error::Unavailable(format!("postgres did not answer within {} ms", limit.as_millis()))
+}
 
-    pub async fn number_domains(&self, _: &[String]) -> Result<Vec<DomainId>> {
-        unbuilt()
-    }
+/// A column of a row.
+fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T> {
+    row.try_get(column).map_err(|error| explain(&error))
+}
 
-    pub async fn domains(&self) -> Result<Vec<(DomainId, String)>> {
-        unbuilt()
-    }
+/// A column that is never negative, and is no larger than `T` holds.
+fn number<T: TryFrom<i64>>(row: &Row, column: usize) -> Result<T> {
+    let value: i64 = get(row, column)?;
+    T::try_from(value).map_err(|_| Error::Broken(format!("column {column} has {value}, which is out of its range")))
+}
 
-    pub async fn add_key(&self, _: &KeyRecord) -> Result<()> {
-        unbuilt()
-    }
+/// Numbers are as large as a bigint at the most: ids and versions count up from 1, limits are checked before.
+fn bigint(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
 
-    pub async fn keys(&self, _: Option<&str>) -> Result<Vec<KeyRecord>> {
-        unbuilt()
-    }
-
-    pub async fn revoke_key(&self, _: &str, _: UnixMillis) -> Result<bool> {
-        unbuilt()
-    }
-
-    pub async fn touch_key(&self, _: &str, _: UnixMillis) -> Result<()> {
-        unbuilt()
-    }
-
-    pub async fn lease_worker(&self, _: &str, _: Option<u16>, _: u64, _: u64) -> Result<Option<WorkerLease>> {
-        unbuilt()
-    }
-
-    pub async fn renew_worker(&self, _: &WorkerLease, _: u64, _: u64) -> Result<Option<WorkerLease>> {
-        unbuilt()
-    }
-
-    pub async fn release_worker(&self, _: &WorkerLease, _: u64) -> Result<()> {
-        unbuilt()
-    }
-
-    pub async fn ask_warm(&self, _: &WarmWhat, _: UnixMillis) -> Result<u64> {
-        unbuilt()
-    }
-
-    pub async fn warm_requests(&self, _: u64) -> Result<Vec<WarmRequest>> {
-        unbuilt()
-    }
-
-    pub async fn keys_of(&self, _: &WarmWhat, _: u32) -> Result<Vec<Key>> {
-        unbuilt()
-    }
-
-    pub async fn report_warm(&self, _: u64, _: &WarmReport, _: UnixMillis) -> Result<()> {
-        unbuilt()
-    }
-
-    pub async fn warm_reports(&self, _: u64) -> Result<Vec<WarmReport>> {
-        unbuilt()
-    }
-
-    pub async fn pin(&self, _: &[Key], _: bool, _: UnixMillis) -> Result<u64> {
-        unbuilt()
-    }
-
-    pub async fn pins(&self) -> Result<Vec<Key>> {
-        unbuilt()
-    }
-
-    pub async fn present(&self, _: &str, _: bool, _: UnixMillis) -> Result<()> {
-        unbuilt()
-    }
-
-    pub async fn instances(&self) -> Result<Vec<InstanceRow>> {
-        unbuilt()
-    }
-
-    pub async fn adopt(&self, _: &[Link]) -> Result<LinkId> {
-        unbuilt()
-    }
-
-    pub async fn adopt_rest(&self, _: &Rest, _: bool) -> Result<LinkId> {
-        unbuilt()
-    }
+fn only(rows: &[Row]) -> Result<&Row> {
+    rows.first().ok_or_else(|| Error::Broken("a row is missing that is always there".into()))
 }

@@ -1,0 +1,295 @@
+//! Connections to Postgres: from a URL to a pool, or to one connection of its own.
+//!
+//! In: a URL as libpq reads it. Out: connections, with TLS as its `sslmode` says.
+//! Never: connects when it is only made; waits longer than `postgres.connect_timeout`; keeps a connection much past
+//! `postgres.max_lifetime`.
+//! At its limit: who finds no connection free waits `postgres.pool_timeout`, then gets an error.
+//!
+//! `sslmode` and `sslrootcert`: PostgreSQL manual, section 34.19 (libpq, SSL support).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::{
+    Hook, HookError, Manager, ManagerConfig, Pool, PoolConfig, RecyclingMethod, Runtime, Timeouts,
+};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use url::form_urlencoded;
+
+use super::errors::explain;
+use crate::config::{self, ServiceUrl};
+use crate::store::{Error, Result};
+
+/// What was sent and is not acknowledged after this time ends a connection, and so does silence of about the same.
+const DEAD_AFTER: Duration = Duration::from_secs(5);
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_RETRIES: u32 = 3;
+/// By how much of its lifetime a connection ends earlier than another, in thousandths: else all of them, made in the
+/// same moment, would end in the same moment.
+const LIFETIME_JITTER_PERMILLE: u64 = 200;
+
+/// How to reach one server.
+#[derive(Clone)]
+pub(super) struct Connector {
+    config: tokio_postgres::Config,
+    tls: MakeRustlsConnect,
+    timeout: Duration,
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connector({:?})", self.config.get_hosts())
+    }
+}
+
+impl Connector {
+    /// `key` names the URL in errors, which are all [`Error::Schema`]: a URL or a file that cannot be read.
+    pub(super) fn new(key: &str, url: &ServiceUrl, settings: &config::Postgres) -> Result<Self> {
+        let wrong = |why: String| Error::Schema(format!("{key}: {why}"));
+        let (rest, tls) = Tls::take_out_of(url.expose()).map_err(wrong)?;
+        let mut config: tokio_postgres::Config = rest.parse().map_err(|error: tokio_postgres::Error| {
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            wrong(format!("{error}: {cause}"))
+        })?;
+        config
+            .application_name("waypost")
+            .connect_timeout(settings.connect_timeout)
+            .tcp_user_timeout(DEAD_AFTER)
+            .keepalives_idle(KEEPALIVE_IDLE)
+            .keepalives_interval(KEEPALIVE_INTERVAL)
+            .keepalives_retries(KEEPALIVE_RETRIES)
+            .ssl_mode(tls.mode);
+        Ok(Self {
+            config,
+            tls: MakeRustlsConnect::new(tls.client().map_err(wrong)?),
+            timeout: settings.connect_timeout,
+        })
+    }
+
+    /// For a server that is written to: of several hosts, the one that takes writes.
+    pub(super) fn primary(mut self) -> Self {
+        if self.config.get_hosts().len() > 1 {
+            self.config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
+        self
+    }
+
+    pub(super) fn pool(&self, settings: &config::Postgres) -> Result<Pool> {
+        let manager = Manager::from_config(
+            self.config.clone(),
+            self.tls.clone(),
+            ManagerConfig { recycling_method: RecyclingMethod::Fast },
+        );
+        let (lifetime, jitter) = (settings.max_lifetime, ahash::RandomState::new());
+        let not_too_old = Hook::sync_fn(move |_, metrics: &deadpool_postgres::Metrics| {
+            let share = 1000 - jitter.hash_one(metrics.created) % LIFETIME_JITTER_PERMILLE;
+            let over = metrics.age() >= lifetime.mul_f64(share as f64 / 1000.0);
+            if over { Err(HookError::message("its lifetime is over")) } else { Ok(()) }
+        });
+        let timeouts = Timeouts {
+            wait: Some(settings.pool_timeout),
+            create: Some(settings.connect_timeout),
+            recycle: Some(settings.connect_timeout),
+        };
+        Pool::builder(manager)
+            .config(PoolConfig { timeouts, ..PoolConfig::new(settings.pool) })
+            .pre_recycle(not_too_old)
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|error| Error::Broken(error.to_string()))
+    }
+
+    /// One connection beside the pool. `heard` is called for each notification, and dropped when the connection ends.
+    pub(super) async fn connect(&self, mut heard: impl FnMut() + Send + 'static) -> Result<tokio_postgres::Client> {
+        let connecting = tokio::time::timeout(self.timeout, self.config.connect(self.tls.clone()));
+        let (client, mut connection) = connecting
+            .await
+            .map_err(|_| {
+                Error::Unavailable("postgres did not take a connection within postgres.connect_timeout".into())
+            })?
+            .map_err(|error| explain(&error))?;
+        tokio::spawn(async move {
+            loop {
+                match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+                    Some(Ok(tokio_postgres::AsyncMessage::Notification(_))) => heard(),
+                    Some(Ok(_)) => {}
+                    // Whoever waits for an answer on it is told.
+                    Some(Err(_)) | None => return,
+                }
+            }
+        });
+        Ok(client)
+    }
+}
+
+/// What a URL says of TLS.
+#[derive(Debug, PartialEq, Eq)]
+struct Tls {
+    mode: SslMode,
+    verify: Verify,
+    root_file: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verify {
+    Nothing,
+    Chain,
+    ChainAndName,
+}
+
+impl Tls {
+    /// The URL without the parameters that the driver does not know, and what they say.
+    fn take_out_of(url: &str) -> std::result::Result<(String, Self), String> {
+        let mut tls = Self { mode: SslMode::Prefer, verify: Verify::Nothing, root_file: None };
+        let (address, query) = url.split_once('?').unwrap_or((url, ""));
+        let mut kept = Vec::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let Some((name, value)) = form_urlencoded::parse(pair.as_bytes()).next() else { continue };
+            match name.as_ref() {
+                "sslmode" => {
+                    (tls.mode, tls.verify) = match value.as_ref() {
+                        "disable" => (SslMode::Disable, Verify::Nothing),
+                        "prefer" => (SslMode::Prefer, Verify::Nothing),
+                        "require" => (SslMode::Require, Verify::Nothing),
+                        "verify-ca" => (SslMode::Require, Verify::Chain),
+                        "verify-full" => (SslMode::Require, Verify::ChainAndName),
+                        _ => {
+                            return Err(format!(
+                                "sslmode {value:?} must be disable, prefer, require, verify-ca or verify-full"
+                            ));
+                        }
+                    }
+                }
+                "sslrootcert" => tls.root_file = Some(value.into_owned()).filter(|file| file != "system"),
+                _ => kept.push(pair),
+            }
+        }
+        // As libpq does: who names an authority wants it to be asked.
+        if tls.mode == SslMode::Require && tls.verify == Verify::Nothing && tls.root_file.is_some() {
+            tls.verify = Verify::Chain;
+        }
+        let rest = if kept.is_empty() { address.to_owned() } else { format!("{address}?{}", kept.join("&")) };
+        Ok((rest, tls))
+    }
+
+    fn client(&self) -> std::result::Result<ClientConfig, String> {
+        // Given, not installed: a process has one default, and it is not ours to choose.
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?;
+        let chain = match self.verify {
+            Verify::Nothing => None,
+            Verify::Chain | Verify::ChainAndName => Some(
+                WebPkiServerVerifier::builder_with_provider(Arc::new(self.roots()?), provider.clone())
+                    .build()
+                    .map_err(|error| error.to_string())?,
+            ),
+        };
+        let verifier: Arc<dyn ServerCertVerifier> = match (self.verify, chain) {
+            (Verify::ChainAndName, Some(chain)) => chain,
+            (_, chain) => Arc::new(AnyName { chain, provider }),
+        };
+        Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+    }
+
+    fn roots(&self) -> std::result::Result<RootCertStore, String> {
+        let mut roots = RootCertStore::empty();
+        let Some(file) = &self.root_file else {
+            let found = rustls_native_certs::load_native_certs();
+            roots.add_parsable_certificates(found.certs);
+            return if roots.is_empty() {
+                Err("the system has no certificate authorities: name a file with sslrootcert=FILE".into())
+            } else {
+                Ok(roots)
+            };
+        };
+        let unreadable = |why: String| format!("sslrootcert {file}: {why}");
+        for certificate in CertificateDer::pem_file_iter(file).map_err(|error| unreadable(error.to_string()))? {
+            let certificate = certificate.map_err(|error| unreadable(error.to_string()))?;
+            roots.add(certificate).map_err(|error| unreadable(error.to_string()))?;
+        }
+        if roots.is_empty() { Err(unreadable("it has no certificate".into())) } else { Ok(roots) }
+    }
+}
+
+/// Takes a certificate for any name; if there is a `chain`, one that an authority has signed.
+#[derive(Debug)]
+struct AnyName {
+    chain: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
+        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            // The name is checked last, so that everything else was right.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(ServerCertVerified::assertion()),
+            checked => checked,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_url_says_of_tls() {
+        let check = |query: &str, kept: &str, mode: SslMode, verify: Verify, root_file: Option<&str>| {
+            let (rest, tls) = Tls::take_out_of(&format!("postgres://a:b@c/d{query}")).unwrap();
+            let want = Tls { mode, verify, root_file: root_file.map(str::to_owned) };
+            assert_eq!((rest, tls), (format!("postgres://a:b@c/d{kept}"), want), "{query}");
+        };
+        check("", "", SslMode::Prefer, Verify::Nothing, None);
+        check("?sslmode=disable", "", SslMode::Disable, Verify::Nothing, None);
+        check("?sslmode=require&port=1", "?port=1", SslMode::Require, Verify::Nothing, None);
+        check("?sslmode=require&sslrootcert=%2Fa%20b", "", SslMode::Require, Verify::Chain, Some("/a b"));
+        check("?sslmode=prefer&sslrootcert=a", "", SslMode::Prefer, Verify::Nothing, Some("a"));
+        check("?port=1&sslmode=verify-ca&user=x", "?port=1&user=x", SslMode::Require, Verify::Chain, None);
+        check("?sslrootcert=system&sslmode=verify-full", "", SslMode::Require, Verify::ChainAndName, None);
+        let error = Tls::take_out_of("postgres://a:secret@c?sslmode=maybe").unwrap_err();
+        assert!(error.contains("verify-full") && !error.contains("secret"), "{error}");
+    }
+}

@@ -1,0 +1,356 @@
+//! Making links in Postgres, and taking visits out of limited ones: what waits together shares a transaction.
+//!
+//! In: creates and visits from a bounded queue. Out: to each of them its own outcome, durable when it is told.
+//! Never: sends a statement per row where no code is taken; says that a link was not made which was.
+//! At its limit: [`WRITES_MAX`] wait, then a write is refused as transient.
+//!
+//! Of rows with the same key the first of a group goes into the shared transaction. Rows whose code is taken come back
+//! from it unmade and are settled one by one by whoever asked for them, against the link as it is by then.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use super::links::{busy, written};
+use super::{ATTEMPTS_MAX, Failed, Inner, LOCK, Param, Postgres, Query, bigint, number};
+use crate::domain::key::Key;
+use crate::domain::link::{Link, LinkId};
+use crate::domain::target::Target;
+use crate::domain::time::UnixMillis;
+use crate::store::row::{Inserted, NewLink, OnConflict, history};
+use crate::store::{Error, Result};
+
+/// Writes that may wait for the writer.
+const WRITES_MAX: usize = 4096;
+/// Writes that share a transaction.
+const GROUP_MAX: usize = 512;
+/// Once a group has so many rows, no further write joins it: a commit stays a matter of tens of milliseconds.
+const GROUP_ROWS_MAX: usize = 5_000;
+
+/// Versions follow the last one that was given, by this transaction or before it. Rows whose code is taken are left
+/// out: the feed's row is locked, so that nobody takes one in between.
+const INSERT: &str = "WITH asked AS (
+    SELECT * FROM unnest($1::int8[], $2::int4[], $3::text[], $4::text[], $5::text[], $6::int4[], $7::text[], $8::text[],
+        $9::text[], $10::int8[], $11::int8[], $12::text[], $13::int8[], $14::bool[], $15::int8[], $16::int8[], $17::int8[])
+      WITH ORDINALITY AS a (id, domain_id, code, target_url, target_written, status, cache_control, title, note, starts_at,
+        expires_at, expired_url, max_visits, forward_query, created_at, at, imported, n)
+  ), fresh AS (
+    SELECT a.*, row_number() OVER (ORDER BY a.n)
+      + (SELECT greatest(version, (SELECT max(version) FROM link_changes)) FROM feed) AS version
+    FROM asked a WHERE NOT EXISTS (SELECT 1 FROM links l WHERE l.domain_id = a.domain_id AND l.code = a.code)
+  ), made AS (
+    INSERT INTO links (id, domain_id, code, target_url, target_written, status, cache_control, title, note, starts_at,
+      expires_at, expired_url, max_visits, forward_query, version, created_at, updated_at)
+    SELECT id, domain_id, code, target_url, target_written, status, cache_control, title, note, starts_at, expires_at,
+      expired_url, max_visits, forward_query, version, created_at, at FROM fresh
+  ), tagged AS (
+    INSERT INTO tags (link_id, tag)
+    SELECT t.id, t.tag FROM unnest($18::int8[], $19::text[]) AS t (id, tag) JOIN fresh ON fresh.id = t.id
+    ON CONFLICT (link_id, tag) DO NOTHING
+  ), counted AS (
+    INSERT INTO link_totals (link_id, imported) SELECT id, imported FROM fresh WHERE imported > 0
+  ), recorded AS (
+    INSERT INTO link_changes (version, at, domain_id, code, what)
+    SELECT version, at, domain_id, code, 'create' FROM fresh
+  ) SELECT id FROM fresh";
+
+/// Takes a deleted link away, for [`INSERT`] to follow in the same transaction.
+const REPLACE: &str = "WITH gone AS (DELETE FROM links WHERE id = $1 AND version = $2 RETURNING domain_id, code)
+  INSERT INTO link_changes (version, at, domain_id, code, what, before)
+  SELECT (SELECT version FROM feed) + 1, $3, domain_id, code, 'replace', $4 FROM gone";
+
+/// The last visit is a change, for the history; its version follows those of the creates beside it.
+const TAKE_VISITS: &str = "WITH granted AS (
+    SELECT l.id, l.domain_id, l.code, least(a.wanted, l.max_visits - coalesce(q.used, 0)) AS visits,
+      a.wanted >= l.max_visits - coalesce(q.used, 0) AS used_up
+    FROM unnest($1::int8[], $2::int8[]) AS a (id, wanted)
+    JOIN links l ON l.id = a.id LEFT JOIN link_quotas q ON q.link_id = l.id
+    WHERE l.max_visits > coalesce(q.used, 0)
+  ), taken AS (
+    INSERT INTO link_quotas (link_id, used) SELECT id, visits FROM granted
+    ON CONFLICT (link_id) DO UPDATE SET used = link_quotas.used + excluded.used
+  ), recorded AS (
+    INSERT INTO link_changes (version, at, domain_id, code, what)
+    SELECT row_number() OVER (ORDER BY id)
+        + (SELECT greatest(version, (SELECT max(version) FROM link_changes)) FROM feed), $3, domain_id, code, 'used_up'
+    FROM granted WHERE used_up
+  ) SELECT id, visits FROM granted";
+
+const MADE: &str = "SELECT id FROM links WHERE id = ANY ($1::int8[])";
+
+/// What waits for the writer, and who waits for it.
+#[derive(Debug)]
+pub(super) enum Write {
+    Insert { links: Arc<Vec<NewLink>>, now: UnixMillis, reply: oneshot::Sender<Result<Arc<HashSet<LinkId>>>> },
+    Visit { id: LinkId, now: UnixMillis, reply: oneshot::Sender<Result<bool>> },
+}
+
+impl Write {
+    fn rows(&self) -> usize {
+        match self {
+            Self::Insert { links, .. } => links.len(),
+            Self::Visit { .. } => 1,
+        }
+    }
+}
+
+impl Postgres {
+    pub async fn insert(&self, links: Vec<NewLink>, now: UnixMillis) -> Result<Vec<Inserted>> {
+        let links = Arc::new(links);
+        let made = self.queue(|reply| Write::Insert { links: links.clone(), now, reply }).await?;
+        let mut outcomes = Vec::with_capacity(links.len());
+        for new in &*links {
+            outcomes.push(match new.on_conflict {
+                _ if made.contains(&new.id) => Inserted::Created,
+                OnConflict::Refuse => Inserted::Taken,
+                OnConflict::Take | OnConflict::Update => self.settle_conflict(new, now).await?,
+            });
+        }
+        Ok(outcomes)
+    }
+
+    pub async fn take_visit(&self, _: Key, id: LinkId, now: UnixMillis) -> Result<bool> {
+        self.queue(|reply| Write::Visit { id, now, reply }).await
+    }
+
+    /// Hands a write to the writer, which runs as long as there is a handle, on the runtime of the first write.
+    async fn queue<T>(&self, write: impl FnOnce(oneshot::Sender<Result<T>>) -> Write) -> Result<T> {
+        let writes = self.writes.get_or_init(|| {
+            let (sender, receiver) = mpsc::channel(WRITES_MAX);
+            tokio::spawn(write_all(self.inner.clone(), receiver));
+            sender
+        });
+        let (reply, answer) = oneshot::channel();
+        writes.try_send(write(reply)).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => Error::Unavailable(format!("{WRITES_MAX} writes are waiting")),
+            mpsc::error::TrySendError::Closed(_) => Error::Broken("its writer has ended".into()),
+        })?;
+        answer.await.map_err(|_| Error::Broken("its writer has ended".into()))?
+    }
+
+    /// A row whose code was taken when the others of its group were made.
+    async fn settle_conflict(&self, new: &NewLink, now: UnixMillis) -> Result<Inserted> {
+        for _ in 0..ATTEMPTS_MAX {
+            match (self.link(new.key).await?, new.on_conflict) {
+                (Some(taken), _) if taken.deleted_at.is_some() => {
+                    if self.inner.replace(&taken, new, now).await? {
+                        return Ok(Inserted::Created);
+                    }
+                }
+                (Some(taken), OnConflict::Update) => {
+                    if self.update(&taken, &new.given, now).await? {
+                        return Ok(Inserted::Updated);
+                    }
+                }
+                (Some(_), OnConflict::Take | OnConflict::Refuse) => return Ok(Inserted::Taken),
+                // Who replaces it is between two transactions of his own.
+                (None, _) => {}
+            }
+        }
+        Err(busy(new.key))
+    }
+}
+
+impl Inner {
+    /// False if somebody else was faster.
+    async fn replace(&self, taken: &Link, new: &NewLink, now: UnixMillis) -> Result<bool> {
+        let before = history(taken);
+        let params: [Param<'_>; 4] = [
+            (&bigint(taken.id.0), Type::INT8),
+            (&bigint(taken.version), Type::INT8),
+            (&now.0, Type::INT8),
+            (&before, Type::TEXT),
+        ];
+        let rows = Rows::of(&[(new, now)]);
+        let answers = self.write(&[(REPLACE, &params), (INSERT, &rows.params())]).await?;
+        Ok(!answers[1].is_empty())
+    }
+
+    /// Which of these links were made by a transaction that was not heard of to its end.
+    async fn made_after_all(&self, links: &[(&NewLink, UnixMillis)]) -> Result<HashSet<LinkId>> {
+        let ids: Vec<i64> = links.iter().map(|(new, _)| bigint(new.id.0)).collect();
+        // The lock waits for that transaction, should it still be under way.
+        let queries: [Query<'_>; 2] = [(LOCK, &[]), (MADE, &[(&ids, Type::INT8_ARRAY)])];
+        link_ids(&self.again(&queries).await?[1])
+    }
+}
+
+/// The writer: ends when no handle is left and everything that waited is done.
+async fn write_all(inner: Arc<Inner>, mut writes: mpsc::Receiver<Write>) {
+    while let Some(first) = writes.recv().await {
+        let mut rows = first.rows();
+        let mut group = vec![first];
+        while group.len() < GROUP_MAX && rows < GROUP_ROWS_MAX {
+            let Ok(next) = writes.try_recv() else { break };
+            rows += next.rows();
+            group.push(next);
+        }
+        write_group(&inner, group).await;
+    }
+}
+
+async fn write_group(inner: &Inner, group: Vec<Write>) {
+    let (mut keys, mut links) = (HashSet::new(), Vec::new());
+    let mut wanted: HashMap<LinkId, i64> = HashMap::new();
+    let mut visited_at = UnixMillis::default();
+    for write in &group {
+        match write {
+            Write::Insert { links: new, now, .. } => {
+                links.extend(new.iter().filter(|new| keys.insert(new.key)).map(|new| (new, *now)));
+            }
+            Write::Visit { id, now, .. } => {
+                *wanted.entry(*id).or_default() += 1;
+                visited_at = visited_at.max(*now);
+            }
+        }
+    }
+    let rows = Rows::of(&links);
+    let (ids, counts): (Vec<i64>, Vec<i64>) = wanted.iter().map(|(id, count)| (bigint(id.0), *count)).unzip();
+    let insert = rows.params();
+    let visits: [Param<'_>; 3] = [(&ids, Type::INT8_ARRAY), (&counts, Type::INT8_ARRAY), (&visited_at.0, Type::INT8)];
+    let mut queries: Vec<Query<'_>> = Vec::new();
+    if !links.is_empty() {
+        queries.push((INSERT, &insert));
+    }
+    if !wanted.is_empty() {
+        queries.push((TAKE_VISITS, &visits));
+    }
+    let written = inner.write(&queries).await;
+    let (made, mut granted) = outcome(inner, written, &links, !wanted.is_empty()).await;
+    drop(queries);
+    let made = made.map(Arc::new);
+    for write in group {
+        // Nobody listens when the request was given up: what was written stands all the same.
+        match write {
+            Write::Insert { reply, .. } => drop(reply.send(made.as_ref().map(Arc::clone).map_err(again))),
+            Write::Visit { id, reply, .. } => {
+                let taken = granted.as_mut().map_err(|error| again(error)).map(|granted| match granted.get_mut(&id) {
+                    Some(left) if *left > 0 => {
+                        *left -= 1;
+                        true
+                    }
+                    _ => false,
+                });
+                drop(reply.send(taken));
+            }
+        }
+    }
+}
+
+/// The links that were made, and how many visits were granted to each link.
+async fn outcome(
+    inner: &Inner,
+    written: std::result::Result<Vec<Vec<Row>>, Failed>,
+    links: &[(&NewLink, UnixMillis)],
+    has_visits: bool,
+) -> (Result<HashSet<LinkId>>, Result<HashMap<LinkId, u64>>) {
+    match written {
+        Ok(mut answers) => {
+            let visits = if has_visits { answers.pop() } else { None };
+            let granted = |row: &Row| Ok((LinkId(number(row, 0)?), number(row, 1)?));
+            (link_ids(&answers.pop().unwrap_or_default()), visits.unwrap_or_default().iter().map(granted).collect())
+        }
+        Err(failed) => {
+            let found = match failed.is_unknown && !links.is_empty() {
+                true => inner.made_after_all(links).await.ok().filter(|made| !made.is_empty()),
+                false => None,
+            };
+            (found.ok_or_else(|| again(&failed.error)), Err(failed.error))
+        }
+    }
+}
+
+fn link_ids(rows: &[Row]) -> Result<HashSet<LinkId>> {
+    rows.iter().map(|row| number(row, 0).map(LinkId)).collect()
+}
+
+/// The same error for another of those who shared the transaction.
+fn again(error: &Error) -> Error {
+    match error {
+        Error::Unavailable(why) => Error::Unavailable(why.clone()),
+        Error::Broken(why) => Error::Broken(why.clone()),
+        Error::Schema(why) => Error::Schema(why.clone()),
+    }
+}
+
+/// Links by columns: a row more costs its values, and no statement.
+#[derive(Default)]
+struct Rows<'a> {
+    ids: Vec<i64>,
+    domains: Vec<i32>,
+    codes: Vec<String>,
+    targets: Vec<&'a str>,
+    written: Vec<Option<&'a str>>,
+    statuses: Vec<Option<i32>>,
+    cache_controls: Vec<Option<&'a str>>,
+    titles: Vec<Option<&'a str>>,
+    notes: Vec<Option<&'a str>>,
+    starts: Vec<Option<i64>>,
+    ends: Vec<Option<i64>>,
+    expired_urls: Vec<Option<&'a str>>,
+    max_visits: Vec<Option<i64>>,
+    forward_queries: Vec<Option<bool>>,
+    created: Vec<i64>,
+    at: Vec<i64>,
+    imported: Vec<i64>,
+    tag_ids: Vec<i64>,
+    tags: Vec<&'a str>,
+}
+
+impl<'a> Rows<'a> {
+    fn of(links: &[(&'a NewLink, UnixMillis)]) -> Self {
+        let mut rows = Self::default();
+        for (new, now) in links {
+            let fields = &new.fields;
+            let id = bigint(new.id.0);
+            rows.ids.push(id);
+            rows.domains.push(i32::from(new.key.domain.0));
+            rows.codes.push(new.key.code.to_string());
+            rows.targets.push(fields.target.as_str());
+            rows.written.push(written(fields));
+            rows.statuses.push(fields.status.map(i32::from));
+            rows.cache_controls.push(fields.cache_control.as_deref());
+            rows.titles.push(fields.title.as_deref());
+            rows.notes.push(fields.note.as_deref());
+            rows.starts.push(fields.starts_at.map(|at| at.0));
+            rows.ends.push(fields.expires_at.map(|at| at.0));
+            rows.expired_urls.push(fields.expired_url.as_ref().map(Target::as_str));
+            rows.max_visits.push(fields.max_visits.map(bigint));
+            rows.forward_queries.push(fields.forward_query);
+            rows.created.push(new.created_at.0);
+            rows.at.push(now.0);
+            rows.imported.push(bigint(new.imported_clicks));
+            rows.tag_ids.extend(fields.tags.iter().map(|_| id));
+            rows.tags.extend(fields.tags.iter().map(String::as_str));
+        }
+        rows
+    }
+
+    /// In the order of [`INSERT`].
+    fn params(&self) -> [Param<'_>; 19] {
+        [
+            (&self.ids, Type::INT8_ARRAY),
+            (&self.domains, Type::INT4_ARRAY),
+            (&self.codes, Type::TEXT_ARRAY),
+            (&self.targets, Type::TEXT_ARRAY),
+            (&self.written, Type::TEXT_ARRAY),
+            (&self.statuses, Type::INT4_ARRAY),
+            (&self.cache_controls, Type::TEXT_ARRAY),
+            (&self.titles, Type::TEXT_ARRAY),
+            (&self.notes, Type::TEXT_ARRAY),
+            (&self.starts, Type::INT8_ARRAY),
+            (&self.ends, Type::INT8_ARRAY),
+            (&self.expired_urls, Type::TEXT_ARRAY),
+            (&self.max_visits, Type::INT8_ARRAY),
+            (&self.forward_queries, Type::BOOL_ARRAY),
+            (&self.created, Type::INT8_ARRAY),
+            (&self.at, Type::INT8_ARRAY),
+            (&self.imported, Type::INT8_ARRAY),
+            (&self.tag_ids, Type::INT8_ARRAY),
+            (&self.tags, Type::TEXT_ARRAY),
+        ]
+    }
+}
