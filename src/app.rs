@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::accept::listener::{self, Listen, Listener};
 use crate::accept::{connection, worker};
 use crate::api::{self, Api};
+use crate::codes::Strategy;
 use crate::config::Config;
 use crate::control::{Control, Order};
 use crate::domain::key::DomainId;
@@ -32,6 +33,7 @@ use crate::http::site::{DomainSite, Page, Pages, Site};
 use crate::http::{self as front, Front};
 use crate::instance::{Core, Instance, Phase};
 use crate::links::Links;
+use crate::links::worker_id::{self, InstanceId, WorkerId};
 use crate::resolve::ask::{self, Ask};
 use crate::resolve::flight::{self, Flight};
 use crate::resolve::follow::Follower;
@@ -57,6 +59,9 @@ pub struct Running {
     /// Where it listens, ports resolved.
     pub addresses: Vec<Listen>,
     pub base_url: String,
+    /// Its lock on the data folder lives as long.
+    _id: InstanceId,
+    worker_id: Option<Arc<WorkerId>>,
     control: Control,
     workers: Vec<std::thread::JoinHandle<()>>,
     tick: Duration,
@@ -82,7 +87,18 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     let hosts: Vec<String> = config.domains.iter().map(|domain| domain.host.clone()).collect();
     let numbers = store.number_domains(hosts).await?;
     let policy = Arc::new(policy(&config, &base_url).context(BadConfiguration)?);
-    let links = Arc::new(Links::open(store.clone(), policy, config.codes.clone()).await?);
+    let id = worker_id::instance_id(&config.data)
+        .with_context(|| format!("cannot use the file instance in {}", config.data.display()))?;
+    let worker_id = match config.codes.strategy {
+        Strategy::Snowflake => {
+            let leased = Arc::new(WorkerId::lease(store.clone(), id.as_str().to_owned(), &config.codes).await?);
+            let keeper = Arc::clone(&leased);
+            vital(tokio::spawn(async move { keeper.run().await }));
+            Some(leased)
+        }
+        Strategy::Random | Strategy::Permuted => None,
+    };
+    let links = Arc::new(Links::open(store.clone(), policy, config.codes.clone(), worker_id.clone()).await?);
     let cache_bytes = config.cache.memory_bytes(crate::config::memory_limit(Path::new("/")));
     let position = store.position().await?.version;
     let memory = Arc::new(Memory::new(cache_bytes, workers, config.cache.negative_ttl, position));
@@ -156,7 +172,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     }
     instance.enter(Phase::Serving);
     let tick = Duration::from_millis(tick_ms);
-    Ok(Running { instance, addresses, base_url, control, workers: threads, tick, started })
+    Ok(Running { instance, addresses, base_url, _id: id, worker_id, control, workers: threads, tick, started })
 }
 
 impl Running {
@@ -203,6 +219,9 @@ impl Running {
             if tokio::time::timeout(STOP_TIMEOUT, joined).await.is_err() {
                 tracing::error!("a worker does not end");
             }
+        }
+        if let Some(worker_id) = &self.worker_id {
+            worker_id.release().await;
         }
         clean
     }
