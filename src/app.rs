@@ -61,7 +61,7 @@ pub struct Running {
     pub base_url: String,
     /// Its lock on the data folder lives as long.
     _id: InstanceId,
-    worker_id: Option<Arc<WorkerId>>,
+    links: Arc<Links>,
     control: Control,
     workers: Vec<std::thread::JoinHandle<()>>,
     tick: Duration,
@@ -98,7 +98,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         }
         Strategy::Random | Strategy::Permuted => None,
     };
-    let links = Arc::new(Links::open(store.clone(), policy, config.codes.clone(), worker_id.clone()).await?);
+    let links = Arc::new(Links::open(store.clone(), policy, config.codes.clone(), worker_id).await?);
     let cache_bytes = config.cache.memory_bytes(crate::config::memory_limit(Path::new("/")));
     let position = store.position().await?.version;
     let memory = Arc::new(Memory::new(cache_bytes, workers, config.cache.negative_ttl, position));
@@ -114,7 +114,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     let (calls, called) = mpsc::channel(call::CALLS_MAX);
     let api = Api {
         store,
-        links,
+        links: Arc::clone(&links),
         follower,
         instance: Arc::clone(&instance),
         base_url: base_url.clone(),
@@ -172,7 +172,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     }
     instance.enter(Phase::Serving);
     let tick = Duration::from_millis(tick_ms);
-    Ok(Running { instance, addresses, base_url, _id: id, worker_id, control, workers: threads, tick, started })
+    Ok(Running { instance, addresses, base_url, _id: id, links, control, workers: threads, tick, started })
 }
 
 impl Running {
@@ -220,9 +220,7 @@ impl Running {
                 tracing::error!("a worker does not end");
             }
         }
-        if let Some(worker_id) = &self.worker_id {
-            worker_id.release().await;
-        }
+        self.links.close().await;
         clean
     }
 

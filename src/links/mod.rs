@@ -187,6 +187,13 @@ impl Links {
         self.redrawn.load(Ordering::Relaxed)
     }
 
+    /// Gives the worker id back, at the end of the process: no snowflakes are made after it.
+    pub async fn close(&self) {
+        if let Some(worker_id) = &self.worker_id {
+            worker_id.release().await;
+        }
+    }
+
     /// Tells the store's generation, at every poll: a new one begins a new permutation and drops what is leased.
     pub fn set_generation(&self, generation: u64) {
         self.generation.store(generation, Ordering::Relaxed);

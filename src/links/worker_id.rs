@@ -120,7 +120,7 @@ impl WorkerId {
     /// [`Error::Unavailable`] if all are. [`WorkerId::run`] keeps it.
     pub async fn lease(store: Store, holder: String, codes: &config::Codes) -> Result<Self> {
         let keeper = Self::new(store, holder, codes.worker_id, codes.worker_lease);
-        if keeper.lease_anew().await? {
+        if keeper.keep(clock_ms(), time::monotonic()).await? {
             return Ok(keeper);
         }
         Err(match codes.worker_id {
@@ -138,14 +138,17 @@ impl WorkerId {
         let mut keeper = Self::new(store, random_name(), None, COMMAND_SPAN);
         for id in (0..WORKERS).rev() {
             keeper.wanted = Some(id);
-            if keeper.lease_anew().await? {
+            if keeper.keep(clock_ms(), time::monotonic()).await? {
                 return Ok(keeper);
             }
         }
         Err(Error::Unavailable(format!("all {WORKERS} worker ids are leased: stop an instance")))
     }
 
-    fn new(store: Store, holder: String, wanted: Option<u16>, span: Duration) -> Self {
+    /// Without a lease yet: the next [`WorkerId::keep`] asks for one. `wanted` is 0 to 1,023, none is any; `span` is
+    /// how long a lease is.
+    #[must_use]
+    pub fn new(store: Store, holder: String, wanted: Option<u16>, span: Duration) -> Self {
         let state = Mutex::new(State::Lost);
         Self { store, holder, wanted, span, state, needed: Notify::new(), leased: Notify::new() }
     }
@@ -167,7 +170,8 @@ impl WorkerId {
         }
     }
 
-    fn draw_at(&self, now_ms: u64, now: Instant) -> Drawn {
+    /// The next number where the wall clock says `now_ms`, in milliseconds since 1970, and the monotonic one `now`.
+    pub fn draw_at(&self, now_ms: u64, now: Instant) -> Drawn {
         match &mut *self.state() {
             State::Held(held) if now < held.ends => held.snowflakes.draw(now_ms),
             State::Held(_) | State::Lost | State::Released => Drawn::LeaseUsedUp,
@@ -197,7 +201,7 @@ impl WorkerId {
             if matches!(*self.state(), State::Released) {
                 return;
             }
-            let kept = self.keep().await;
+            let kept = self.keep(clock_ms(), time::monotonic()).await;
             failed = !matches!(kept, Ok(true));
             let is_lost = self.is_lost();
             if is_lost && !was_lost {
@@ -211,35 +215,30 @@ impl WorkerId {
         }
     }
 
-    /// Prolongs the lease, or leases anew; false if no id is to be had.
-    async fn keep(&self) -> Result<bool> {
-        let asked_at = time::monotonic();
+    /// Prolongs the lease, or leases anew; false if no id is to be had. The clocks as in [`WorkerId::draw_at`], of the
+    /// moment before the store is asked. Errors are the store's, and change nothing.
+    pub async fn keep(&self, now_ms: u64, now: Instant) -> Result<bool> {
         let held = match &*self.state() {
             // The clock may have stepped back behind what was used: the lease must reach past that.
-            State::Held(held) => Some((held.lease, held.snowflakes.logical_ms(clock_ms()))),
+            State::Held(held) => Some((held.lease, held.snowflakes.logical_ms(now_ms))),
             State::Lost => None,
-            State::Released => return Ok(true),
+            State::Released => return Ok(false),
         };
-        let Some((lease, now_ms)) = held else { return self.lease_anew().await };
-        let renewed = self.store.renew_worker(lease, now_ms, self.span_ms()).await?;
-        if let Some(renewed) = renewed {
-            if let State::Held(held) = &mut *self.state() {
-                held.lease = renewed;
-                held.snowflakes.prolong(renewed.until_ms);
-                held.ends = asked_at + self.span;
+        if let Some((lease, logical_ms)) = held {
+            if let Some(renewed) = self.store.renew_worker(lease, logical_ms, self.span_ms()).await? {
+                if let State::Held(held) = &mut *self.state() {
+                    held.lease = renewed;
+                    held.snowflakes.prolong(renewed.until_ms);
+                    held.ends = now + self.span;
+                }
+                self.leased.notify_waiters();
+                return Ok(true);
             }
-            self.leased.notify_waiters();
-            return Ok(true);
+            self.enter(State::Lost);
         }
-        self.enter(State::Lost);
-        self.lease_anew().await
-    }
-
-    async fn lease_anew(&self) -> Result<bool> {
-        let asked_at = time::monotonic();
-        let leased = self.store.lease_worker(self.holder.clone(), self.wanted, clock_ms(), self.span_ms()).await?;
+        let leased = self.store.lease_worker(self.holder.clone(), self.wanted, now_ms, self.span_ms()).await?;
         let Some(lease) = leased else { return Ok(false) };
-        self.enter(State::Held(Held::new(lease, asked_at + self.span)));
+        self.enter(State::Held(Held::new(lease, now + self.span)));
         self.leased.notify_waiters();
         Ok(true)
     }
