@@ -71,7 +71,7 @@ pub async fn shorten(
             }],
             ..Problem::new(409, "the code is taken")
         },
-        NotMade::Full | NotMade::NumbersUsedUp => Problem::new(503, error.to_string()),
+        NotMade::Full | NotMade::NumbersUsedUp | NotMade::NoWorkerId => Problem::new(503, error.to_string()),
         NotMade::Store(error) => Problem::of_store(&error),
     })?;
     api.follower.catch_up().await;

@@ -23,10 +23,12 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::accept::listener::reachable;
 use crate::app;
+use crate::codes::Strategy;
 use crate::config::Config;
 use crate::config::load::{self, Flags, Loaded};
 use crate::domain::key::DomainId;
 use crate::links::Links;
+use crate::links::worker_id::WorkerId;
 use crate::store::row::Filter;
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, Store};
@@ -211,7 +213,16 @@ async fn links(config: &Config, store: &Store) -> Result<Links, Failure> {
     let hosts = config.domains.iter().map(|domain| domain.host.clone()).collect();
     store.number_domains(hosts).await.map_err(Failure::store)?;
     let policy = app::policy(config, &base_url(config)).map_err(Failure::config)?;
-    Links::open(store.clone(), Arc::new(policy), config.codes.clone()).await.map_err(Failure::store)
+    let worker_id = match config.codes.strategy {
+        Strategy::Snowflake => {
+            let leased = Arc::new(WorkerId::lease_for_command(store.clone()).await.map_err(Failure::store)?);
+            let keeper = Arc::clone(&leased);
+            tokio::spawn(async move { keeper.run().await });
+            Some(leased)
+        }
+        Strategy::Random | Strategy::Permuted => None,
+    };
+    Links::open(store.clone(), Arc::new(policy), config.codes.clone(), worker_id).await.map_err(Failure::store)
 }
 
 /// `base_url`, or the first listener; without a trailing slash.

@@ -2,7 +2,10 @@
 //!
 //! In: a [`Draft`], all of it text as it was given. Out: a link that is on the disk, or every field that is wrong, at once.
 //! Never: gives a code or an id twice; makes a code that is reserved or offensive; asks who may.
+//! A new generation of the store drops every leased number: those of the old one may be given to others as well.
 //! At its limit: a generated code that meets an existing one is drawn again, [`DRAWS_MAX`] times, and counted.
+
+pub mod worker_id;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,9 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use http::HeaderValue;
 use tokio::sync::Mutex;
 
-use crate::codes::permuted::{Drawn, Permutation};
+use crate::codes::permuted::{self, Permutation};
 use crate::codes::words::Words;
-use crate::codes::{Strategy, random};
+use crate::codes::{Strategy, random, snowflake};
 use crate::config::{self, units};
 use crate::domain::key::{Code, DomainId, Key};
 use crate::domain::link::{Fields, LinkId, STATUSES};
@@ -23,6 +26,7 @@ use crate::domain::time::UnixMillis;
 use crate::guard::targets::{Policy, Refresh};
 use crate::store::row::{Inserted, NewLink, OnConflict, Patch};
 use crate::store::{self, Store};
+use worker_id::WorkerId;
 
 /// Numbers that are leased at a time.
 const LEASE: u64 = 1000;
@@ -86,8 +90,10 @@ pub enum NotMade {
     Taken,
     #[error("{DRAWS_MAX} codes were drawn and all are taken: set codes.length to a larger number")]
     Full,
-    #[error("every code of ten characters is used up: set codes.strategy to \"random\"")]
+    #[error("every number that codes are made of is used up: set codes.strategy to \"random\"")]
     NumbersUsedUp,
+    #[error("no worker id is leased at the moment: try again")]
+    NoWorkerId,
     #[error(transparent)]
     Store(#[from] store::Error),
 }
@@ -97,19 +103,51 @@ pub struct Links {
     store: Store,
     policy: Arc<Policy>,
     codes: config::Codes,
-    permutation: Permutation,
     words: Words,
     /// By host.
     domains: HashMap<String, DomainId>,
-    /// Leased, and not given yet.
-    ids: Mutex<Range<u64>>,
-    numbers: Mutex<Range<u64>>,
+    /// Of the store, as far as it is known.
+    generation: AtomicU64,
+    ids: Mutex<Leased>,
+    permuted: Mutex<Permuted>,
+    /// Of snowflakes.
+    worker_id: Option<Arc<WorkerId>>,
     redrawn: AtomicU64,
 }
 
+/// Numbers that were leased, and not given yet.
+struct Leased {
+    numbers: Range<u64>,
+    generation: u64,
+}
+
+struct Permuted {
+    permutation: Permutation,
+    leased: Leased,
+}
+
+impl Leased {
+    fn none(generation: u64) -> Self {
+        Self { numbers: 0..0, generation }
+    }
+
+    /// Drops the numbers of another generation. Their end stays: it is the least that the next lease begins with.
+    fn follow(&mut self, generation: u64) {
+        if self.generation != generation {
+            *self = Self { numbers: self.numbers.end..self.numbers.end, generation };
+        }
+    }
+}
+
 impl Links {
-    /// Settles what is fixed when a store is made, and refuses a configuration that says otherwise.
-    pub async fn open(store: Store, policy: Arc<Policy>, codes: config::Codes) -> Result<Self, store::Error> {
+    /// Settles what is fixed when a store is made, and refuses a configuration that says otherwise. Without a
+    /// `worker_id` no snowflakes are made.
+    pub async fn open(
+        store: Store,
+        policy: Arc<Policy>,
+        codes: config::Codes,
+        worker_id: Option<Arc<WorkerId>>,
+    ) -> Result<Self, store::Error> {
         let case = if codes.case == crate::domain::key::Case::Insensitive { "insensitive" } else { "sensitive" };
         for (name, key, want) in
             [("codes.alphabet", "codes.alphabet", codes.alphabet.name()), ("codes.case", "codes.case", case)]
@@ -127,15 +165,18 @@ impl Links {
             .try_into()
             .map_err(|_| store::Error::Broken("the setting codes.permutation_key is not 32 bytes".into()))?;
         let domains = store.domains().await?.into_iter().map(|(id, host)| (host, id)).collect();
+        let generation = store.position().await?.generation;
+        let permutation = Permutation::new(codes.alphabet, &secret, generation);
         Ok(Self {
-            permutation: Permutation::new(codes.alphabet, &secret, 0),
             store,
             policy,
             codes,
             words: Words::built_in(),
             domains,
-            ids: Mutex::new(0..0),
-            numbers: Mutex::new(0..0),
+            generation: AtomicU64::new(generation),
+            ids: Mutex::new(Leased::none(generation)),
+            permuted: Mutex::new(Permuted { permutation, leased: Leased::none(generation) }),
+            worker_id,
             redrawn: AtomicU64::new(0),
         })
     }
@@ -144,6 +185,18 @@ impl Links {
     #[must_use]
     pub fn redrawn(&self) -> u64 {
         self.redrawn.load(Ordering::Relaxed)
+    }
+
+    /// Gives the worker id back, at the end of the process: no snowflakes are made after it.
+    pub async fn close(&self) {
+        if let Some(worker_id) = &self.worker_id {
+            worker_id.release().await;
+        }
+    }
+
+    /// Tells the store's generation, at every poll: a new one begins a new permutation and drops what is leased.
+    pub fn set_generation(&self, generation: u64) {
+        self.generation.store(generation, Ordering::Relaxed);
     }
 
     /// Reads the block list anew if its file has changed.
@@ -352,7 +405,7 @@ impl Links {
             None => (self.generate().await?, OnConflict::Refuse),
         };
         Ok(NewLink {
-            id: LinkId(self.next(&self.ids, "link_ids").await?),
+            id: LinkId(self.next_id().await?),
             key: Key { domain: checked.domain, code },
             fields: checked.fields,
             given: checked.given,
@@ -365,34 +418,55 @@ impl Links {
     async fn generate(&self) -> Result<Code, NotMade> {
         let text = match self.codes.strategy {
             Strategy::Random => random::draw(self.codes.alphabet, self.codes.length, &mut rand::rng(), &self.words),
-            Strategy::Snowflake => return Err(NotMade::NumbersUsedUp),
-            Strategy::Permuted => loop {
-                let mut numbers = self.numbers.lock().await;
-                match self.permutation.draw(&mut numbers, &self.words) {
-                    Drawn::Code(code) => break code,
-                    Drawn::LeaseUsedUp => {
-                        let known = numbers.end;
-                        let first = self.store.lease("codes", known, LEASE).await?;
-                        *numbers = first..first + LEASE;
-                    }
-                    Drawn::NumbersUsedUp => return Err(NotMade::NumbersUsedUp),
-                }
-            },
+            Strategy::Permuted => self.permuted().await?,
+            Strategy::Snowflake => self.snowflake().await?,
         };
         Ok(Code::parse(text.as_bytes(), self.codes.case).expect("an alphabet has characters of codes alone"))
     }
 
-    /// The next number of a leased range. Ids begin with 1.
-    async fn next(&self, lease: &Mutex<Range<u64>>, range: &'static str) -> Result<u64, store::Error> {
-        let mut lease = lease.lock().await;
-        if lease.is_empty() {
-            let known = lease.end.max(1);
-            let first = self.store.lease(range, known, LEASE).await?;
-            *lease = first..first + LEASE;
+    async fn permuted(&self) -> Result<String, NotMade> {
+        let mut permuted = self.permuted.lock().await;
+        let Permuted { permutation, leased } = &mut *permuted;
+        loop {
+            let generation = self.generation.load(Ordering::Relaxed);
+            leased.follow(generation);
+            permutation.set_generation(generation);
+            match permutation.draw(&mut leased.numbers, &self.words) {
+                permuted::Drawn::Code(code) => return Ok(code),
+                permuted::Drawn::LeaseUsedUp => {
+                    let first = self.store.lease("codes", leased.numbers.end, LEASE).await?;
+                    leased.numbers = first..first + LEASE;
+                }
+                permuted::Drawn::NumbersUsedUp => return Err(NotMade::NumbersUsedUp),
+            }
         }
-        let number = lease.start;
-        lease.start += 1;
-        Ok(number)
+    }
+
+    async fn snowflake(&self) -> Result<String, NotMade> {
+        let worker_id = self.worker_id.as_ref().ok_or(NotMade::NoWorkerId)?;
+        loop {
+            let text = match worker_id.draw().await {
+                snowflake::Drawn::Id(id) => snowflake::text(self.codes.alphabet, id),
+                snowflake::Drawn::LeaseUsedUp => return Err(NotMade::NoWorkerId),
+                snowflake::Drawn::TimeUsedUp => return Err(NotMade::NumbersUsedUp),
+            };
+            if !self.words.forbids(&text) {
+                return Ok(text);
+            }
+        }
+    }
+
+    /// The next id of a link. Ids begin with 1.
+    async fn next_id(&self) -> Result<u64, store::Error> {
+        let mut leased = self.ids.lock().await;
+        loop {
+            leased.follow(self.generation.load(Ordering::Relaxed));
+            if let Some(number) = leased.numbers.next() {
+                return Ok(number);
+            }
+            let first = self.store.lease("link_ids", leased.numbers.end.max(1), LEASE).await?;
+            leased.numbers = first..first + LEASE;
+        }
     }
 }
 
