@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that meets one has failed")]
 
+mod servers;
 mod support;
 
 mod addresses;
