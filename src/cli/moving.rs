@@ -101,11 +101,12 @@ async fn move_all(
     let before = source.rest().await.map_err(Failure::store)?;
     bar.set_length(before.links);
     let after = target.adopt_rest(before.clone(), false).await.map_err(stopped)?;
-    // A move that is done begins a new generation, later than any that the embedded store had.
-    if target.position().await.map_err(stopped)?.generation > before.generation {
-        if !source.all(after, 1).await?.is_empty() {
+    // A move that is done begins a new generation, later than any of the embedded store's, with the version of that.
+    let position = target.position().await.map_err(stopped)?;
+    if position.generation > before.generation && (position.version > 0 || before.version == 0) {
+        if before.version > position.version || !source.all(after, 1).await?.is_empty() {
             return Err(anyhow!(
-                "{} was moved before, and has links that were made since: take them over with `waypost export` and \
+                "{} was moved before, and was changed since: take new links over with `waypost export` and \
                  `waypost import --on-conflict skip`",
                 data.display()
             )
