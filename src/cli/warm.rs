@@ -45,7 +45,7 @@ pub struct Warm {
     #[arg(long)]
     tag: Option<String>,
     /// The host of the codes' domain [default: the default domain]
-    #[arg(long, value_name = "HOST", requires = "codes")]
+    #[arg(long, value_name = "HOST", conflicts_with_all = ["top", "tag"])]
     domain: Option<String>,
     /// How long to wait for the instances: 10s, 2min
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::duration)]

@@ -118,6 +118,33 @@ fn migrations_of_postgres() {
     Place::new("").check(&["migrate", "--grants", ROLE], 2, &["the embedded store has no roles", "--postgres"]);
 }
 
+/// Whether the store answers or not, and where a URL has it.
+#[test]
+fn no_password_is_shown() {
+    let secret = "s3cr3t/@x";
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let place = Place::new("");
+    for url in [format!("postgres://u:{secret}@{nobody}/d"), format!("postgres://u@{nobody}/d?password={secret}")] {
+        for arguments in [
+            &["config", "check"][..],
+            &["config", "print"],
+            &["config", "print", "--json"],
+            &["link", "ls"],
+            &["migrate"],
+            &["migrate", "--status", "--json"],
+            &["import", "--from-embedded", "."],
+        ] {
+            let mut command = place.command(arguments);
+            command.args(["--postgres", &url, "--redis", &format!("redis://:{secret}@127.0.0.1")]);
+            let output = command.output().unwrap();
+            let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+            assert!(!said.contains("s3cr3t"), "{arguments:?}: {said}");
+            assert!(said.contains("store postgres://"), "{arguments:?}: {said}");
+            assert_eq!(output.status.success(), arguments[0] == "config", "{arguments:?}: {said}");
+        }
+    }
+}
+
 #[test]
 fn everything_moves_once() {
     let source = source();

@@ -168,7 +168,7 @@ fn what_cannot_be_meant() {
         (&["warm", "a", "--top", "3"], 2, "--top"),
         (&["warm", "--tag", "t", "--top", "3"], 2, "--top"),
         (&["warm", "--top", "0"], 2, "--top"),
-        (&["warm", "--tag", "t", "--domain", "other.test"], 2, "CODE"),
+        (&["warm", "--tag", "t", "--domain", "other.test"], 2, "--domain"),
         (&["warm", "a", "--timeout", "5"], 2, "has no unit"),
         (&["warm", "a/b"], 1, "\"a/b\" is not"),
         (&["warm", "a", "--domain", "none.test"], 1, "none.test"),
