@@ -33,9 +33,9 @@ pub struct Export {
 }
 
 pub fn run(export: &Export, common: &Common) -> Outcome {
-    let (_, store) = start(common)?;
     let writer = Writer::new(export.format.unwrap_or_else(|| format_of(&export.file)));
     block_on(async {
+        let (_, store) = start(common).await?;
         let hosts = Hosts::read(&store).await?;
         let filter = export.wanted.filter(&hosts)?;
         if export.file == Path::new("-") {

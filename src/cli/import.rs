@@ -1,4 +1,4 @@
-//! `waypost import`: links out of a file.
+//! `waypost import`: links out of a file; `moving` has those out of an embedded store.
 //!
 //! In: CSV or NDJSON, of any size. Out: links in the store, [`BATCH`] to a transaction, and the number of each kind; each
 //! line that is refused goes to stderr with every reason.
@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-use super::{Common, Outcome, block_on, format, format_of, links, print, say, start};
+use super::{Common, Outcome, block_on, format, format_of, links, moving, print, say, start};
 use crate::domain::key::{Code, DomainId, Key};
 use crate::domain::time::{self, UnixMillis};
 use crate::links::{Checked, Links};
@@ -29,7 +29,8 @@ const BATCH: usize = 1000;
 #[derive(Debug, Args)]
 pub struct Import {
     /// The file; - is stdin
-    file: PathBuf,
+    #[arg(required_unless_present = "from_embedded")]
+    file: Option<PathBuf>,
     /// csv or ndjson [default: by the file's ending, else csv]
     #[arg(long, value_parser = format)]
     format: Option<Format>,
@@ -39,6 +40,9 @@ pub struct Import {
     /// Check everything, and write nothing
     #[arg(long)]
     dry_run: bool,
+    /// Move everything of the embedded store in this folder into Postgres; stop the server that uses it first
+    #[arg(long, value_name = "DATA", conflicts_with_all = ["file", "format", "on_conflict", "dry_run"])]
+    from_embedded: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -72,11 +76,15 @@ struct Run<'a> {
 }
 
 pub fn run(import: &Import, common: &Common) -> Outcome {
-    let (loaded, store) = start(common)?;
-    let format = import.format.unwrap_or_else(|| format_of(&import.file));
-    let (bar, input) = open(&import.file)?;
-    let mut reader = Reader::new(input, format).with_context(|| import.file.display().to_string())?;
+    if let Some(data) = &import.from_embedded {
+        return moving::run(data, common);
+    }
+    let path = import.file.as_deref().expect("clap asks for a file where there is no folder");
     block_on(async {
+        let (loaded, store) = start(common).await?;
+        let format = import.format.unwrap_or_else(|| format_of(path));
+        let (bar, input) = open(path)?;
+        let mut reader = Reader::new(input, format).with_context(|| path.display().to_string())?;
         let mut run = Run {
             store: &store,
             links: &links(&loaded.config, &store).await?,

@@ -66,17 +66,10 @@ pub fn run(key: &Key, common: &Common) -> Outcome {
     match &key.action {
         Action::Create(create) => {
             let expires_at = create.expires.as_deref().map(|end| end_of_life(end, now)).transpose()?;
-            let (_, store) = start(common)?;
-            block_on(make(&store, create, expires_at, now, common.json))
+            block_on(async { make(&start(common).await?.1, create, expires_at, now, common.json).await })
         }
-        Action::List => {
-            let (_, store) = start(common)?;
-            block_on(list(&store, now, common.json))
-        }
-        Action::Revoke { id } => {
-            let (_, store) = start(common)?;
-            block_on(revoke(&store, id, now, common.json))
-        }
+        Action::List => block_on(async { list(&start(common).await?.1, now, common.json).await }),
+        Action::Revoke { id } => block_on(async { revoke(&start(common).await?.1, id, now, common.json).await }),
     }
 }
 

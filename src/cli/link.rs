@@ -158,8 +158,8 @@ struct Desk<'a> {
 }
 
 pub fn run(link: &Link, common: &Common) -> Outcome {
-    let (loaded, store) = start(common)?;
     block_on(async {
+        let (loaded, store) = start(common).await?;
         if let Action::Ls { wanted, limit } = &link.action {
             return list(&store, wanted, limit.unwrap_or(u64::MAX), common.json).await;
         }
@@ -316,7 +316,7 @@ fn refused(wrong: &[BadField]) -> anyhow::Error {
 }
 
 /// A code as people tell it from those of other domains.
-fn name(key: Key, host: &str) -> String {
+pub(super) fn name(key: Key, host: &str) -> String {
     if host.is_empty() { key.code.to_string() } else { format!("{host}/{}", key.code) }
 }
 

@@ -10,8 +10,10 @@ pub mod import;
 pub mod key;
 pub mod link;
 pub mod migrate;
+pub mod moving;
 pub mod serve;
 pub mod status;
+pub mod warm;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -29,6 +31,7 @@ use crate::config::load::{self, Flags, Loaded};
 use crate::domain::key::DomainId;
 use crate::links::Links;
 use crate::links::worker_id::WorkerId;
+use crate::store::postgres::Postgres;
 use crate::store::row::Filter;
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, Store};
@@ -78,6 +81,12 @@ enum Command {
     Import(import::Import),
     /// Write links to a file
     Export(export::Export),
+    /// Load links into the memory of every running server, and wait for it
+    Warm(warm::Warm),
+    /// Keep links in the memory of every server, from its start on
+    Pin(warm::Pins),
+    /// Let links leave the memory again
+    Unpin(warm::Pins),
     /// Show what a running server does
     Status(status::Status),
     /// Check or print the configuration
@@ -130,6 +139,9 @@ pub fn run() -> ExitCode {
         Command::Link(link) => link::run(&link, &common),
         Command::Import(import) => import::run(&import, &common),
         Command::Export(export) => export::run(&export, &common),
+        Command::Warm(warm) => warm::run(&warm, &common),
+        Command::Pin(pins) => warm::pin(&pins, true, &common),
+        Command::Unpin(pins) => warm::pin(&pins, false, &common),
         Command::Status(status) => status::run(&status, &common),
         Command::Config(config) => config::run(&config, &common),
     };
@@ -174,17 +186,35 @@ pub fn configure(common: &Common, flags: Flags) -> Result<Loaded, Failure> {
 /// Says which file and which store a command uses.
 pub fn announce(loaded: &Loaded) {
     let file = loaded.file.as_ref().map_or("no configuration file".to_owned(), |file| file.display().to_string());
-    say(&format!("using {file}, store {}", database(loaded).display()));
+    say(&format!("using {file}, store {}", store_name(loaded)));
 }
 
 /// Where the embedded store lies.
 #[must_use]
 pub fn database(loaded: &Loaded) -> PathBuf {
-    loaded.config.data.join("waypost.db")
+    embedded(&loaded.config.data)
+}
+
+/// The file of the embedded store in a folder.
+fn embedded(data: &Path) -> PathBuf {
+    data.join("waypost.db")
+}
+
+/// The configured store as people are told of it, without a password.
+fn store_name(loaded: &Loaded) -> String {
+    match &loaded.config.postgres {
+        Some(postgres) => postgres.url.to_string(),
+        None => database(loaded).display().to_string(),
+    }
 }
 
 /// The store that is there. Only `serve` and `migrate` make one.
-pub fn open(loaded: &Loaded) -> Result<Store, Failure> {
+pub async fn open(loaded: &Loaded) -> Result<Store, Failure> {
+    if let Some(config) = &loaded.config.postgres {
+        let postgres = Postgres::open(config).map_err(Failure::store)?;
+        postgres.check_schema().await.map_err(Failure::store)?;
+        return Ok(Store::Postgres(postgres));
+    }
     let path = database(loaded);
     if !path.exists() {
         return Err(Failure::config(anyhow::anyhow!(
@@ -196,10 +226,10 @@ pub fn open(loaded: &Loaded) -> Result<Store, Failure> {
 }
 
 /// How every command that works on a store begins: it says which, and opens it.
-fn start(common: &Common) -> Result<(Loaded, Store), Failure> {
+async fn start(common: &Common) -> Result<(Loaded, Store), Failure> {
     let loaded = configure(common, Flags::default())?;
     announce(&loaded);
-    let store = open(&loaded)?;
+    let store = open(&loaded).await?;
     Ok((loaded, store))
 }
 

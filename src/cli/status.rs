@@ -62,9 +62,7 @@ pub fn run(status: &Status, common: &Common) -> Outcome {
     if common.json {
         print(&body.to_string());
     } else {
-        let mut rows = Vec::new();
-        flatten("", &body, &mut rows);
-        print(&table(&rows));
+        print(&table(&rows(&body)));
     }
     Ok(())
 }
@@ -164,6 +162,53 @@ fn parse(answer: &[u8]) -> anyhow::Result<(u16, Vec<u8>)> {
     Ok((code, body.to_vec()))
 }
 
+/// What is wrong first, then a row for each value.
+fn rows(status: &Value) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    if let Some(list) = status["degraded"].as_array() {
+        let first = list.first().map_or("no".to_owned(), reason);
+        rows.push(vec!["degraded".to_owned(), first]);
+        rows.extend(list.iter().skip(1).map(|other| vec![String::new(), reason(other)]));
+    }
+    let mut rest = status.clone();
+    if let Some(object) = rest.as_object_mut() {
+        object.remove("degraded");
+        for name in ["answers_by_tier", "redis"] {
+            if let Some(figures) = object.get_mut(name) {
+                *figures = with_shares(name, figures);
+            }
+        }
+    }
+    flatten("", &rest, &mut rows);
+    rows
+}
+
+/// Why it is degraded, and since when if it says so.
+fn reason(value: &Value) -> String {
+    match (value.as_str().or(value["reason"].as_str()), value["since"].as_str()) {
+        (Some(reason), Some(since)) => format!("{reason} since {since}"),
+        (Some(reason), None) => reason.to_owned(),
+        (None, _) => value.to_string(),
+    }
+}
+
+/// The answers of each tier with their share of all that were looked up; of Redis, its hits with their share of all
+/// that it was asked for.
+fn with_shares(name: &str, figures: &Value) -> Value {
+    let Some(object) = figures.as_object() else { return figures.clone() };
+    // Of tier `none` nothing was looked up.
+    let counts = |of: &str| if name == "redis" { ["hits", "misses"].contains(&of) } else { of != "none" };
+    let shows = |of: &str| if name == "redis" { of == "hits" } else { of != "none" };
+    let all: u64 = object.iter().filter(|(of, _)| counts(of)).filter_map(|(_, count)| count.as_u64()).sum();
+    let line = |of: &String, value: &Value| match value.as_u64() {
+        Some(count) if shows(of) && all > 0 => {
+            Value::from(format!("{} ({:.1} %)", HumanCount(count), 100.0 * count as f64 / all as f64))
+        }
+        _ => value.clone(),
+    };
+    Value::Object(object.iter().map(|(of, value)| (of.clone(), line(of, value))).collect())
+}
+
 /// A row for each value, those of an object within under both names.
 fn flatten(name: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
     let text = match value {
@@ -179,8 +224,13 @@ fn flatten(name: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
             .map(|value| value.as_str().map_or(value.to_string(), str::to_owned))
             .collect::<Vec<_>>()
             .join(", "),
+        Value::String(text) if text == "half_open" => "half open".to_owned(),
         Value::String(text) => text.clone(),
-        Value::Number(number) => number.as_u64().map_or(number.to_string(), |number| HumanCount(number).to_string()),
+        Value::Number(number) => match (number.as_u64(), number.as_f64()) {
+            (Some(number), _) => HumanCount(number).to_string(),
+            (None, Some(number)) => format!("{number:.1}"),
+            (None, None) => number.to_string(),
+        },
         other => other.to_string(),
     };
     rows.push(vec![name.trim().to_owned(), text]);
@@ -210,9 +260,42 @@ mod tests {
 
     #[test]
     fn values_as_rows() {
-        let value = serde_json::json!({"a": {"b_c": 1234, "d": []}, "e": ["x", "y"], "f": "g"});
-        let mut rows = Vec::new();
-        flatten("", &value, &mut rows);
-        assert_eq!(rows, [["a b c", "1,234"], ["a d", "no"], ["e", "x, y"], ["f", "g"]]);
+        let check = |status: Value, want: &[[&str; 2]]| assert_eq!(rows(&status), want, "{status}");
+        check(
+            serde_json::json!({"a": {"b_c": 1234, "d": []}, "e": ["x", "y"], "f": "g", "h": 0.25, "degraded": []}),
+            &[["degraded", "no"], ["a b c", "1,234"], ["a d", "no"], ["e", "x, y"], ["f", "g"], ["h", "0.2"]],
+        );
+        check(serde_json::json!({"degraded": ["store", "stale"]}), &[["degraded", "store"], ["", "stale"]]);
+        check(
+            serde_json::json!({
+                "degraded": [{"reason": "redis", "since": "2027-01-31T09:00:00Z"}, {"reason": "stale", "since": null}],
+                "breakers": {"redis": "half_open", "store": "closed"},
+                "answers_per_second": 1234.56,
+                "answers_by_tier": {"hot": 9_000, "none": 50, "store": 1_000},
+                "redis": {"hits": 3, "misses": 1, "timeouts": 7},
+                "postgres": {"open": 2, "idle": 1, "waiting": 0, "max": 8},
+            }),
+            &[
+                ["degraded", "redis since 2027-01-31T09:00:00Z"],
+                ["", "stale"],
+                ["answers by tier hot", "9,000 (90.0 %)"],
+                ["answers by tier none", "50"],
+                ["answers by tier store", "1,000 (10.0 %)"],
+                ["answers per second", "1234.6"],
+                ["breakers redis", "half open"],
+                ["breakers store", "closed"],
+                ["postgres idle", "1"],
+                ["postgres max", "8"],
+                ["postgres open", "2"],
+                ["postgres waiting", "0"],
+                ["redis hits", "3 (75.0 %)"],
+                ["redis misses", "1"],
+                ["redis timeouts", "7"],
+            ],
+        );
+        check(
+            serde_json::json!({"answers_by_tier": {"hot": 0, "store": 0}}),
+            &[["answers by tier hot", "0"], ["answers by tier store", "0"]],
+        );
     }
 }

@@ -2,13 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that meets one has failed")]
 
+mod servers;
 mod support;
 
 mod addresses;
 mod allocations;
 mod cli;
 mod coherence;
+mod moving;
 mod protection;
 mod server;
 mod systemd;
 mod targets;
+mod warm;
