@@ -10,7 +10,7 @@ use waypost::domain::target::Target;
 use waypost::domain::time::{self, UnixMillis};
 use waypost::store::row::{Change, Patch};
 
-use crate::support::{Answer, Client, LIMIT, Server, Setup, eventually, throughout};
+use crate::support::{Answer, Client, LIMIT, Server, Setup, embedded_only, eventually, throughout};
 
 const A: &str = "https://example.com/a";
 const B: &str = "https://example.com/b";
@@ -149,6 +149,9 @@ impl Drop for Hold {
 
 #[test]
 fn while_the_store_is_away_what_is_in_memory_goes_on() {
+    if embedded_only("its files are locked") {
+        return;
+    }
     let (setup, server) = Server::new("");
     let code = server.warm(A);
     let path = format!("/{code}");
@@ -183,6 +186,9 @@ fn while_the_store_is_away_what_is_in_memory_goes_on() {
 
 #[test]
 fn what_is_in_memory_is_not_believed_for_ever() {
+    if embedded_only("its files are locked") {
+        return;
+    }
     let (setup, server) = Server::new("[cache]\nttl = \"1s\"\nstale_max = \"3s\"");
     let path = format!("/{}", server.warm(A));
     let hold = Hold::readers(&setup);
@@ -205,6 +211,9 @@ fn what_is_in_memory_is_not_believed_for_ever() {
 /// A writer of another process that does not end: creating waits, then says so; reading goes on.
 #[test]
 fn while_another_process_writes_reading_goes_on() {
+    if embedded_only("it has one writer at a time") {
+        return;
+    }
     let (setup, server) = Server::new("");
     server.custom("known", A);
     let other = rusqlite::Connection::open(setup.data().join("waypost.db")).unwrap();

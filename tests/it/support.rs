@@ -1,8 +1,9 @@
 //! What the tests stand on: the real server, the same store from another process, and a client that speaks raw bytes.
 //!
-//! In: a configuration, bytes. Out: a server on free ports with a folder of its own; its answers, its log.
-//! Never: leaves a server or a folder behind; reads the environment's `WAYPOST_…`; waits for a time to pass where it
-//! can wait for the thing itself.
+//! In: a configuration, bytes; the store to test, in `WAYPOST_TEST_STORE`. Out: a server on free ports with a folder and a
+//! store of its own; its answers, its log.
+//! Never: leaves a server or a folder behind; lets a server see the environment's `WAYPOST_…`; waits for a time to pass
+//! where it can wait for the thing itself.
 //! At the limit: whatever is waited for must come within [`LIMIT`], else the test fails and shows the server's log.
 
 use std::fmt::Write as _;
@@ -11,21 +12,25 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, Once};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
+use waypost::config::load::{self, Flags};
 use waypost::domain::key::{Case, Code, DomainId, Key};
 use waypost::domain::link::{Fields, LinkId};
 use waypost::domain::target::Target;
 use waypost::domain::time::{self, UnixMillis};
 use waypost::guard::keys::{self, ApiKey, KeyRecord, Scope, Scopes};
+use waypost::store::postgres::Postgres;
 use waypost::store::row::{Change, Inserted, NewLink, OnConflict, Patch};
 use waypost::store::sqlite::{self, Sqlite};
 use waypost::store::{self, Store};
+
+use crate::servers::postgres::{self, Database};
 
 /// The most that anything takes, also on a machine that does other things.
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
@@ -56,9 +61,68 @@ fn pause() {
     std::thread::sleep(POLL);
 }
 
+/// The store that the tests run over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tested {
+    Embedded,
+    /// Postgres itself.
+    Postgres,
+    /// Postgres through PgBouncer in transaction mode.
+    Pooled,
+}
+
+pub(crate) static TESTED: LazyLock<Tested> = LazyLock::new(|| match std::env::var("WAYPOST_TEST_STORE").as_deref() {
+    Err(_) | Ok("embedded") => Tested::Embedded,
+    Ok("postgres") => Tested::Postgres,
+    Ok("pooled") => Tested::Pooled,
+    Ok(other) => panic!("WAYPOST_TEST_STORE is {other:?}, and the stores are embedded, postgres and pooled"),
+});
+
+/// Whether a test that only the embedded store can pass, for this reason, has to be left out.
+#[must_use]
+pub(crate) fn embedded_only(reason: &str) -> bool {
+    let leaves_out = *TESTED != Tested::Embedded;
+    if leaves_out {
+        #[expect(clippy::print_stdout, reason = "it tells why nothing was tested")]
+        {
+            println!("left out over {:?}: {reason}", *TESTED);
+        }
+    }
+    leaves_out
+}
+
+/// Where the links of a test are kept: in its folder, or in a database of its own.
+pub(crate) struct Kept(Option<Database>);
+
+impl Kept {
+    pub(crate) fn new() -> Self {
+        Self((*TESTED != Tested::Embedded).then(|| postgres::Postgres::shared().database()))
+    }
+
+    /// The configuration of `config` and of where its links are kept. The server is a role that owns nothing.
+    pub(crate) fn configuration(&self, config: &str) -> String {
+        let Some(database) = &self.0 else { return config.to_owned() };
+        let (url, owner) = (database.url(), database.owner_url());
+        let section = match *TESTED {
+            Tested::Pooled => {
+                format!("url = \"{}\"\ndirect_url = \"{url}\"\nstatements = \"unnamed\"", database.pooled_url())
+            }
+            Tested::Embedded | Tested::Postgres => format!("url = \"{url}\""),
+        };
+        format!("{config}\n[postgres]\n{section}\nmigrate_url = \"{owner}\"\n")
+    }
+
+    /// The command that makes the store.
+    pub(crate) fn migrate(&self) -> &'static [&'static str] {
+        if self.0.is_some() { &["migrate", "--grants", postgres::ROLE] } else { &["migrate"] }
+    }
+}
+
 /// A server that could be started: its folder, its configuration, its arguments. Started again it is the same server.
 pub(crate) struct Setup {
     folder: TempDir,
+    kept: Kept,
+    prepared: Once,
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
     /// What runs before the server in its process, such as `ulimit -n 64`.
@@ -69,10 +133,12 @@ pub(crate) struct Setup {
 impl Setup {
     /// `config` is the content of its `waypost.toml`. It listens on 127.0.0.1, at a free port, unless that says where.
     pub(crate) fn new(config: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("waypost.toml"), config).unwrap();
+        let (folder, kept) = (tempfile::tempdir().unwrap(), Kept::new());
+        std::fs::write(folder.path().join("waypost.toml"), kept.configuration(config)).unwrap();
         Self {
             folder,
+            kept,
+            prepared: Once::new(),
             arguments: Vec::new(),
             variables: Vec::new(),
             shell: String::new(),
@@ -81,7 +147,7 @@ impl Setup {
     }
 
     pub(crate) fn configure(&self, config: &str) {
-        std::fs::write(self.path("waypost.toml"), config).unwrap();
+        std::fs::write(self.path("waypost.toml"), self.kept.configuration(config)).unwrap();
     }
 
     pub(crate) fn argument(mut self, argument: &str) -> Self {
@@ -117,7 +183,38 @@ impl Setup {
 
     /// The store, from this process.
     pub(crate) fn store(&self) -> Direct {
-        Direct::open(&self.data())
+        self.prepare();
+        if self.kept.0.is_some() { Direct::postgres(&self.path("store.toml")) } else { Direct::embedded(&self.data()) }
+    }
+
+    /// Makes the store in Postgres and the first key, as a person does; the embedded store and its first key are made by
+    /// whoever comes first.
+    fn prepare(&self) {
+        if self.kept.0.is_none() {
+            return;
+        }
+        self.prepared.call_once(|| {
+            // The test's own configuration may be one that is to be refused.
+            std::fs::write(self.path("store.toml"), self.kept.configuration("")).unwrap();
+            let waypost = |arguments: &[&str]| {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
+                clean(&mut command);
+                command.args(arguments).args(["--config", "store.toml"]).current_dir(self.folder.path());
+                let Output { status, stdout, stderr } = command.output().unwrap();
+                assert!(status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&stderr));
+                stdout
+            };
+            waypost(self.kept.migrate());
+            let key = waypost(&["key", "create", "--scope", "admin"]);
+            std::fs::create_dir(self.data()).unwrap();
+            std::fs::write(self.data().join("admin.key"), key).unwrap();
+        });
+    }
+
+    /// Makes the store, as a person does.
+    pub(crate) fn migrate(&self) {
+        let output = self.run(self.kept.migrate());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// `waypost` with its configuration and a clean environment; the command and its arguments are the caller's.
@@ -136,8 +233,9 @@ impl Setup {
         command
     }
 
-    /// `waypost serve`, ready to be spawned.
+    /// `waypost serve` with a store that is there, ready to be spawned.
     pub(crate) fn serve(&self) -> Command {
+        self.prepare();
         let mut command = self.command(&["serve"]);
         if !self.listens {
             command.args(["--listen", "127.0.0.1:0"]);
@@ -236,7 +334,8 @@ impl Server {
                 let (address, what) = rest.split_once(' ').unwrap_or((rest, ""));
                 server.addresses.push(Listening { address: address.parse().unwrap(), what: what.to_owned() });
             }
-            if line.starts_with("the admin key lies in") {
+            // What it says next comes after the last of its listeners.
+            else if !server.addresses.is_empty() {
                 return server;
             }
         }
@@ -396,11 +495,20 @@ pub(crate) struct Direct {
 
 impl Direct {
     /// Opens the store of a data folder, and makes it if there is none.
-    pub(crate) fn open(data: &Path) -> Self {
+    fn embedded(data: &Path) -> Self {
         let path = data.join("waypost.db");
         sqlite::migrate(&path).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        Self { runtime, store: Store::Sqlite(Sqlite::open(&path).unwrap()) }
+        Self { runtime: runtime(), store: Store::Sqlite(Sqlite::open(&path).unwrap()) }
+    }
+
+    /// Opens the store that a configuration names.
+    fn postgres(config: &Path) -> Self {
+        let flags = Flags { config: Some(config.to_owned()), ..Flags::default() };
+        let loaded = load::load(&flags, [], load::read).unwrap();
+        let runtime = runtime();
+        // What it spawns is this runtime's.
+        let store = runtime.block_on(async { Postgres::open(&loaded.config.postgres.unwrap()).unwrap() });
+        Self { runtime, store: Store::Postgres(store) }
     }
 
     fn ask<T>(&self, question: impl Future<Output = store::Result<T>>) -> T {
@@ -470,6 +578,10 @@ impl Direct {
         let id = ApiKey::parse(key).unwrap().id;
         assert!(self.ask(self.store.revoke_key(id, time::now())));
     }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 pub(crate) fn key(domain: DomainId, code: &str) -> Key {

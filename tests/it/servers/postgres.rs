@@ -85,10 +85,10 @@ impl Postgres {
     pub(crate) fn own_with_tls() -> Self {
         let folder = folder();
         let tls = Tls::new(folder.path());
-        Self::initialised(folder, Some(tls))
+        Self::initialised(folder, Some(&tls))
     }
 
-    fn initialised(folder: TempDir, tls: Option<Tls>) -> Self {
+    fn initialised(folder: TempDir, tls: Option<&Tls>) -> Self {
         let path = folder.path();
         write(&path.join("password"), PASSWORD);
         let mut initdb = Command::new(PROGRAMS.join("initdb"));
@@ -98,7 +98,7 @@ impl Postgres {
         let kind = if tls.is_some() { "hostssl" } else { "host" };
         let rules = ["all", "replication"].map(|what| format!("{kind} {what} all 127.0.0.1/32 scram-sha-256\n"));
         write(&path.join("data/pg_hba.conf"), &rules.concat());
-        let cluster = Self::run(folder, tls.as_ref());
+        let cluster = Self::run(folder, tls);
         for role in [OWNER, ROLE] {
             cluster.sql(&format!("CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'"));
         }
