@@ -9,6 +9,7 @@ mod allocations;
 mod cli;
 mod coherence;
 mod protection;
+mod redis;
 mod server;
 mod systemd;
 mod targets;
