@@ -11,6 +11,7 @@ mod cli;
 mod coherence;
 mod moving;
 mod protection;
+mod redis;
 mod server;
 mod systemd;
 mod targets;

@@ -1,0 +1,618 @@
+//! Redis, with real servers: every form of URL, what is garbage, and what goes wrong. Answers are right or none.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use proptest::prelude::{Just, Strategy, any, prop_oneof};
+use proptest::test_runner::{Config, TestRunner};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use waypost::breaker::State;
+use waypost::config::{self, ServiceUrl};
+use waypost::domain::time::{self, UnixMillis};
+use waypost::guard::limits::{Caller, GCRA_LUA, Limiter, Verdict, gcra};
+use waypost::redis::{Redis, VALUE_BYTES_MAX, limits};
+
+use crate::support::eventually;
+
+const LIMIT: Duration = Duration::from_secs(20);
+/// Of a command; ample, so that a busy machine fails no test.
+const TIMEOUT: Duration = Duration::from_secs(1);
+const FAILURES: u32 = 3;
+const RECOVERY: Duration = Duration::from_millis(300);
+const LOOPBACK: &str = "127.0.0.1";
+
+/// A server that ends with the test.
+struct Server {
+    child: Child,
+    arguments: Vec<String>,
+    port: u16,
+    /// Goes with it.
+    _folder: TempDir,
+}
+
+impl Server {
+    fn start(arguments: &[&str]) -> Self {
+        Self::start_on(free_port(), arguments)
+    }
+
+    fn start_on(port: u16, arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut all: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        if !arguments.contains(&"--port") {
+            all.extend(["--port".to_owned(), port.to_string()]);
+        }
+        all.extend(["--bind", LOOPBACK, "--save", "", "--enable-debug-command", "yes"].map(str::to_owned));
+        all.extend(["--dir".to_owned(), folder.path().to_str().unwrap().to_owned()]);
+        let child = spawn("redis-server", &all);
+        Self { child, arguments: all, port, _folder: folder }
+    }
+
+    fn url(&self) -> String {
+        format!("redis://{LOOPBACK}:{}", self.port)
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn restart(&mut self) {
+        self.child = spawn("redis-server", &self.arguments);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// What `redis-cli` prints.
+    fn cli(&self, arguments: &[&str]) -> String {
+        cli(&[&["-p", &self.port.to_string()], arguments].concat())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended in the test.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(program: &str, arguments: &[String]) -> Child {
+    Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+fn cli(arguments: &[&str]) -> String {
+    let output = Command::new("redis-cli").args(arguments).stdin(Stdio::null()).output().unwrap();
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+fn settings(url: &str) -> config::Redis {
+    config::Redis {
+        url: ServiceUrl::new(url.to_owned()),
+        ca_file: None,
+        timeout: TIMEOUT,
+        ttl: Duration::from_secs(600),
+        prefix: "t:".to_owned(),
+    }
+}
+
+/// A client with a runtime of its own.
+struct Client {
+    runtime: Runtime,
+    redis: Redis,
+}
+
+impl Client {
+    fn new(settings: &config::Redis) -> Self {
+        let runtime = Runtime::new().unwrap();
+        let _entered = runtime.enter();
+        let redis = Redis::open(settings, config::Breaker { failures: FAILURES, recovery: RECOVERY }).unwrap();
+        Self { runtime, redis }
+    }
+
+    fn of(url: &str) -> Self {
+        let client = Self::new(&settings(url));
+        client.wait_until_it_answers();
+        client
+    }
+
+    fn get(&self, keys: &[&str]) -> Option<Vec<Option<String>>> {
+        let keys: Vec<_> = keys.iter().map(|key| key.as_bytes().to_vec()).collect();
+        let values = self.runtime.block_on(self.redis.get_many(&keys))?;
+        Some(values.into_iter().map(|value| value.map(|bytes| String::from_utf8(bytes).unwrap())).collect())
+    }
+
+    fn set(&self, key: &str, value: &str) {
+        self.redis.set_many(vec![(key.into(), value.into())]);
+    }
+
+    #[track_caller]
+    fn wait_until_it_answers(&self) {
+        eventually(LIMIT, "it answers", || self.get(&["t:none"]).is_some());
+    }
+
+    /// Writes until it can be read: a write is dropped while Redis is away.
+    #[track_caller]
+    fn wait_until_it_keeps(&self, key: &str, value: &str) {
+        eventually(LIMIT, "it keeps what is written", || {
+            self.set(key, value);
+            self.get(&[key]) == Some(vec![Some(value.to_owned())])
+        });
+    }
+
+    fn limit(&self, limiter: &Limiter, caller: Caller) -> Verdict {
+        self.runtime.block_on(limits::check(Some(&self.redis), limiter, caller, None, time::now()))
+    }
+}
+
+fn remaining(verdict: Verdict) -> Option<u32> {
+    match verdict {
+        Verdict::Allowed { remaining, .. } => Some(remaining),
+        Verdict::Refused { .. } | Verdict::Unlimited => None,
+    }
+}
+
+/// All that a client does, over this URL.
+#[track_caller]
+fn check(settings: &config::Redis) {
+    let client = Client::new(settings);
+    client.wait_until_it_answers();
+    client.wait_until_it_keeps("t:a", "one");
+    let mut hints = client.runtime.block_on(client.redis.hints()).unwrap();
+    client.redis.set_many(vec![("t:b".into(), "two".into()), ("t:c".into(), vec![0, 255])]);
+    client.redis.delete_many(vec!["t:c".into()]);
+    client.redis.publish(b"7".to_vec());
+    client.runtime.block_on(tokio::time::timeout(LIMIT, hints.next())).expect("a hint").unwrap();
+    // The hint came behind the writes.
+    let want = ["two", "", "one", "", "two"].map(|value| (!value.is_empty()).then(|| value.to_owned()));
+    assert_eq!(client.get(&["t:b", "t:none", "t:a", "t:c", "t:b"]), Some(want.to_vec()));
+    let limiter = Limiter::new(1, Some(3), 10);
+    let ann = Caller::V4(1);
+    assert_eq!([(); 4].map(|()| remaining(client.limit(&limiter, ann))), [Some(2), Some(1), Some(0), None]);
+    assert_eq!(remaining(client.limit(&limiter, Caller::of_key("\u{1}\0{}"))), Some(2));
+    assert_eq!(limiter.entries(), 0, "all of it was counted in Redis");
+    let figures = client.redis.figures();
+    assert_eq!((figures.state, figures.garbage, figures.timeouts), (State::Closed, 0, 0));
+}
+
+#[test]
+fn every_form_of_one_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("redis.sock");
+    let socket = socket.to_str().unwrap();
+    let plain = Server::start(&["--unixsocket", socket]);
+    check(&settings(&plain.url()));
+    plain.cli(&["flushall"]);
+    check(&settings(&format!("redis+unix://{socket}")));
+    plain.cli(&["flushall"]);
+    check(&settings(&format!("unix://{socket}?db=3")));
+    assert_eq!(plain.cli(&["dbsize"]), "0\n", "it was in database 3");
+
+    let guarded = Server::start(&["--requirepass", "s3cret/@:word", "--user", "ann on >pass ~t:* &t:* +@all"]);
+    check(&settings(&format!("redis://:s3cret%2F%40%3Aword@{LOOPBACK}:{}/2", guarded.port)));
+    check(&settings(&format!("redis://ann:pass@{LOOPBACK}:{}", guarded.port)));
+    let wrong = Client::new(&settings(&format!("redis://:wrong@{LOOPBACK}:{}", guarded.port)));
+    eventually(LIMIT, "it is left alone", || wrong.get(&["t:a"]).is_none() && wrong.redis.figures().opened > 0);
+}
+
+#[test]
+fn tls_is_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    make_certificates(folder.path());
+    let port = free_port();
+    let _server = Server::start_on(
+        port,
+        &[
+            "--port",
+            "0",
+            "--tls-port",
+            &port.to_string(),
+            "--tls-cert-file",
+            &file("server.pem"),
+            "--tls-key-file",
+            &file("server.key"),
+            "--tls-ca-cert-file",
+            &file("ca.pem"),
+            "--tls-auth-clients",
+            "no",
+        ],
+    );
+    let with =
+        |ca: &str| config::Redis { ca_file: Some(file(ca).into()), ..settings(&format!("rediss://{LOOPBACK}:{port}")) };
+    check(&with("ca.pem"));
+    let stranger = Client::new(&with("other.pem"));
+    eventually(LIMIT, "it is left alone", || {
+        assert_eq!(stranger.get(&["t:a"]), None);
+        stranger.redis.figures().opened > 0
+    });
+    let broken = Redis::open(&with("server.key"), config::Breaker { failures: 1, recovery: RECOVERY });
+    assert!(broken.err().unwrap().to_string().contains("server.key cannot be used: it has no certificate"));
+}
+
+/// An authority, a server's certificate of it for 127.0.0.1, and another authority.
+fn make_certificates(folder: &Path) {
+    let openssl = |arguments: &str| {
+        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().unwrap();
+        assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    for (name, subject) in [("ca", "/CN=ca"), ("other", "/CN=other")] {
+        openssl(&format!("req -x509 {key} -keyout {name}.key -out {name}.pem -days 2 -subj {subject}"));
+    }
+    std::fs::write(folder.join("extensions"), format!("subjectAltName=IP:{LOOPBACK}\n")).unwrap();
+    openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=server"));
+    openssl(
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 2 -extfile extensions",
+    );
+}
+
+#[test]
+fn garbage_is_a_miss_of_its_key_alone() {
+    let server = Server::start(&[]);
+    let client = Client::of(&server.url());
+    let longest = "x".repeat(VALUE_BYTES_MAX);
+    client.wait_until_it_keeps("t:good", &longest);
+    server.cli(&["rpush", "t:list", "x"]);
+    server.cli(&["setrange", "t:huge", &(100_usize << 20).to_string(), "x"]);
+    server.cli(&["set", "t:empty", ""]);
+    server.cli(&["set", "t:number", "12"]);
+    let keys = ["t:list", "t:good", "t:huge", "t:empty", "t:number", "t:good"];
+    let want = [None, Some(longest.as_str()), None, None, Some("12"), Some(longest.as_str())];
+    let want: Vec<_> = want.iter().map(|value| value.map(str::to_owned)).collect();
+    let before = client.redis.figures();
+    assert_eq!(client.get(&keys).as_ref(), Some(&want));
+    let after = client.redis.figures();
+    assert_eq!((after.hits - before.hits, after.misses - before.misses, after.garbage - before.garbage), (3, 1, 2));
+    // A value that nobody could read again is not written.
+    client.redis.set_many(vec![("t:long".into(), vec![0; VALUE_BYTES_MAX + 1])]);
+    assert_eq!(client.redis.figures().dropped, before.dropped + 1);
+    // Not one of a hundred is sent whole: together they would be 10 GB.
+    let begun = time::monotonic();
+    assert_eq!(client.get(&["t:huge"; 100]), Some(vec![None; 100]));
+    assert!(begun.elapsed() < TIMEOUT);
+    // Keys of ours under a script too.
+    server.cli(&["rpush", "t:r:4:00000001", "x"]);
+    let limiter = Limiter::new(60, Some(2), 10);
+    assert_eq!(remaining(client.limit(&limiter, Caller::V4(1))), Some(1));
+    assert_eq!(remaining(client.limit(&limiter, Caller::V4(1))), Some(0));
+    let ttl: u64 = server.cli(&["pttl", "t:r:4:00000001"]).trim().parse().unwrap();
+    assert!((1..=2000).contains(&ttl), "{ttl} ms");
+    let ttl: u64 = server.cli(&["pttl", "t:good"]).trim().parse().unwrap();
+    assert!((530_000..=600_000).contains(&ttl), "{ttl} ms");
+}
+
+#[test]
+fn a_frozen_server_costs_each_call_its_time_out_and_then_nothing() {
+    let timeout = Duration::from_millis(50);
+    let recovery = Duration::from_secs(2);
+    let server = Server::start(&[]);
+    let runtime = Runtime::new().unwrap();
+    let redis = {
+        let _entered = runtime.enter();
+        let settings = config::Redis { timeout, ..settings(&server.url()) };
+        Redis::open(&settings, config::Breaker { failures: FAILURES, recovery }).unwrap()
+    };
+    let client = Client { runtime, redis };
+    client.wait_until_it_answers();
+    eventually(LIMIT, "no failure is in a row with ours", || client.get(&["t:a"]).is_some());
+
+    server.signal(Signal::STOP);
+    let limiter = Limiter::new(60, Some(2), 10);
+    for n in 0..FAILURES {
+        let begun = time::monotonic();
+        assert_eq!(client.get(&["t:a", "t:b"]), None);
+        let took = begun.elapsed();
+        // What is beyond is the scheduler's: the machine may be busy.
+        assert!(took >= timeout && took < timeout + Duration::from_millis(200), "call {n} took {took:?}");
+    }
+    assert_eq!(client.redis.figures().state, State::Open);
+    let opened = time::monotonic();
+    let mut calls = 0;
+    while calls < 1000 && opened.elapsed() < recovery / 2 {
+        assert_eq!(client.get(&["t:a"]), None);
+        calls += 1;
+    }
+    assert_eq!(calls, 1000, "they waited");
+    // Neither open nor closed.
+    assert_eq!([(); 3].map(|()| remaining(client.limit(&limiter, Caller::V4(1)))), [Some(1), Some(0), None]);
+    assert_eq!(limiter.entries(), 1);
+    let dropped = client.redis.figures().dropped;
+    client.set("t:a", "one");
+    eventually(LIMIT, "the write is dropped", || client.redis.figures().dropped > dropped);
+
+    server.signal(Signal::CONT);
+    client.wait_until_it_keeps("t:a", "two");
+    let figures = client.redis.figures();
+    assert!(figures.timeouts >= u64::from(FAILURES), "{figures:?}");
+    assert_eq!(figures.state, State::Closed);
+}
+
+#[test]
+fn a_flood_of_writes_is_bounded() {
+    let server = Server::start(&[]);
+    let client = Client::of(&server.url());
+    server.signal(Signal::STOP);
+    client.redis.set_many((0..10_000).map(|n| (format!("t:{n}").into_bytes(), b"x".to_vec())).collect());
+    let dropped = client.redis.figures().dropped;
+    assert!((7_000..10_000).contains(&dropped), "{dropped} were dropped");
+    server.signal(Signal::CONT);
+    client.wait_until_it_keeps("t:a", "one");
+}
+
+#[test]
+fn a_server_that_dies_and_comes_back_and_forgets() {
+    let mut server = Server::start(&[]);
+    let client = Client::of(&server.url());
+    client.wait_until_it_keeps("t:a", "one");
+    let limiter = Limiter::new(1, Some(10), 10);
+    assert_eq!(remaining(client.limit(&limiter, Caller::V4(1))), Some(9));
+    let mut hints = client.runtime.block_on(client.redis.hints()).unwrap();
+
+    server.cli(&["script", "flush"]);
+    assert_eq!(remaining(client.limit(&limiter, Caller::V4(1))), Some(8), "the script is sent again");
+    server.cli(&["flushall"]);
+    assert_eq!(client.get(&["t:a"]), Some(vec![None]));
+
+    server.kill();
+    assert!(client.runtime.block_on(tokio::time::timeout(LIMIT, hints.next())).expect("an end").is_err());
+    assert!(client.runtime.block_on(client.redis.hints()).is_err());
+    eventually(LIMIT, "it is left alone", || {
+        assert_eq!(client.get(&["t:a"]), None);
+        client.redis.figures().state != State::Closed
+    });
+    server.restart();
+    client.wait_until_it_keeps("t:a", "two");
+    let mut hints = client.runtime.block_on(client.redis.hints()).unwrap();
+    client.redis.publish(b"x".to_vec());
+    client.runtime.block_on(tokio::time::timeout(LIMIT, hints.next())).expect("a hint").unwrap();
+    assert_eq!(remaining(client.limit(&limiter, Caller::V4(1))), Some(9), "Redis has forgotten, and counts");
+    assert_eq!(limiter.entries(), 0);
+}
+
+#[test]
+fn a_read_only_server_is_left_for_another() {
+    let server = Server::start(&[]);
+    let client = Client::of(&server.url());
+    server.cli(&["replicaof", LOOPBACK, "1"]);
+    let errors = client.redis.figures().errors;
+    client.set("t:a", "one");
+    eventually(LIMIT, "the write fails", || client.redis.figures().errors > errors);
+    server.cli(&["replicaof", "no", "one"]);
+    client.wait_until_it_keeps("t:a", "two");
+}
+
+/// Twice the same arithmetic: for any calls at any times, in Lua on a real server and in Rust.
+#[test]
+fn the_script_is_the_twin_of_gcra() {
+    let server = Server::start(&[]);
+    let client = ::redis::Client::open(server.url()).unwrap();
+    let mut connection = None;
+    eventually(LIMIT, "it answers", || {
+        connection = client.get_connection().ok();
+        connection.is_some()
+    });
+    let mut connection = connection.unwrap();
+    // Time is given, so that nothing may expire by the server's own.
+    let script = ::redis::Script::new(&format!(
+        "local now, interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])\n\
+         local real = redis\n\
+         local redis = {{ pcall = real.pcall, call = function(name, key, value) return real.call(name, key, value) end }}\n\
+         {GCRA_LUA}"
+    ));
+    let mut call = |now: i64, interval: i64, burst: u32| -> (i64, i64, i64) {
+        let (tat, now): (i64, i64) = script.key("k").arg(now).arg(interval).arg(burst).invoke(&mut connection).unwrap();
+        let next: i64 = ::redis::cmd("GET").arg("k").query(&mut connection).unwrap();
+        (tat, now, next)
+    };
+    let step = prop_oneof![
+        4 => (0_i64..3_000).prop_map(|thousandths| thousandths),
+        1 => -100_000_i64..0,
+        1 => Just(0),
+        1 => any::<i32>().prop_map(i64::from),
+    ];
+    let calls = proptest::collection::vec((step, any::<proptest::sample::Index>()), 1..40);
+    let cases = (1_i64..60_000_000, 1_u32..2000, 1_u32..5, calls);
+    let mut flush = ::redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    let call = std::cell::RefCell::new(&mut call);
+    let flush = std::cell::RefCell::new(&mut flush);
+    let mut runner = TestRunner::new(Config { cases: 100, ..Config::default() });
+    runner
+        .run(&cases, |(interval, burst, other, calls)| {
+            ::redis::cmd("FLUSHALL").exec(*flush.borrow_mut()).unwrap();
+            let mut now = 1_800_000_000_000_000;
+            let mut tat = None;
+            for (step, which) in calls {
+                now += step * interval / 1000;
+                // Now and then the rate is another one.
+                let burst = if which.index(5) == 0 { other } else { burst };
+                let (verdict, next) = gcra(tat, now, interval, burst);
+                let (found, at, stored) = (call.borrow_mut())(now, interval, burst);
+                assert_eq!((stored, at), (next, now));
+                assert_eq!(gcra(Some(found), at, interval, burst), (verdict, next));
+                tat = Some(next);
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn what_is_no_time_is_written_over() {
+    let server = Server::start(&[]);
+    let client = Client::of(&server.url());
+    let limiter = Limiter::new(60, Some(2), 10);
+    for (caller, (value, want)) in [
+        ("x", Some(1)),
+        ("", Some(1)),
+        ("nan", Some(1)),
+        ("-inf", Some(1)),
+        ("-5", Some(1)),
+        ("inf", None),
+        ("1e300", None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        server.cli(&["set", &format!("t:r:4:{caller:08x}"), value]);
+        let caller = Caller::V4(u32::try_from(caller).unwrap());
+        assert_eq!(remaining(client.limit(&limiter, caller)), want, "{value:?}");
+        assert_eq!(limiter.check_at(caller, 0, UnixMillis(0)), Verdict::Unlimited);
+    }
+    assert_eq!(limiter.entries(), 0);
+}
+
+#[test]
+fn sentinel_names_the_next_master() {
+    let mut master = Server::start(&["--requirepass", "pass", "--masterauth", "pass"]);
+    let replica = Server::start(&[
+        "--requirepass",
+        "pass",
+        "--masterauth",
+        "pass",
+        "--replicaof",
+        &format!("{LOOPBACK} {}", master.port),
+        "--repl-diskless-sync-delay",
+        "0",
+    ]);
+    let sentinel_folder = tempfile::tempdir().unwrap();
+    let sentinel_file = sentinel_folder.path().join("sentinel.conf");
+    let sentinel_port = free_port();
+    std::fs::write(
+        &sentinel_file,
+        format!(
+            "port {sentinel_port}\nbind {LOOPBACK}\ndir {}\nsentinel monitor links {LOOPBACK} {} 1\n\
+             sentinel auth-pass links pass\nsentinel down-after-milliseconds links 500\n\
+             sentinel failover-timeout links 2000\n",
+            sentinel_folder.path().display(),
+            master.port
+        ),
+    )
+    .unwrap();
+    let in_sync =
+        || replica.cli(&["-a", "pass", "--no-auth-warning", "info", "replication"]).contains("link_status:up");
+    eventually(LIMIT, "the replica follows", in_sync);
+    let sentinel_arguments = [sentinel_file.to_str().unwrap().to_owned(), "--sentinel".to_owned()];
+    let _sentinel = Server {
+        child: spawn("redis-server", &sentinel_arguments),
+        arguments: Vec::new(),
+        port: sentinel_port,
+        _folder: sentinel_folder,
+    };
+    eventually(LIMIT, "sentinel knows the replica", || {
+        cli(&["-p", &sentinel_port.to_string(), "sentinel", "master", "links"]).contains("num-slaves\n1\n")
+    });
+
+    // The first of the sentinels is away.
+    let url = format!("redis+sentinel://:pass@{LOOPBACK}:1,{LOOPBACK}:{sentinel_port}/links");
+    check(&settings(&url));
+    let client = Client::of(&url);
+    client.wait_until_it_keeps("t:a", "one");
+    master.kill();
+    client.wait_until_it_keeps("t:b", "two");
+    assert_eq!(replica.cli(&["-a", "pass", "--no-auth-warning", "get", "t:b"]), "two\n");
+    let mut hints = client.runtime.block_on(client.redis.hints()).unwrap();
+    client.redis.publish(b"x".to_vec());
+    client.runtime.block_on(tokio::time::timeout(LIMIT, hints.next())).expect("a hint").unwrap();
+}
+
+#[test]
+fn a_cluster_answers_right_or_not_at_all() {
+    let mut servers: Vec<Server> = (0..6)
+        .map(|_| {
+            let bus = free_port().to_string();
+            Server::start(&[
+                "--cluster-enabled",
+                "yes",
+                "--cluster-port",
+                &bus,
+                "--cluster-node-timeout",
+                "1000",
+                "--repl-diskless-sync-delay",
+                "0",
+                "--cluster-require-full-coverage",
+                "no",
+            ])
+        })
+        .collect();
+    let addresses: Vec<String> = servers.iter().map(|server| format!("{LOOPBACK}:{}", server.port)).collect();
+    for server in &servers {
+        eventually(LIMIT, "it answers", || server.cli(&["ping"]) == "PONG\n");
+    }
+    let mut create = vec!["--cluster", "create"];
+    create.extend(addresses.iter().map(String::as_str));
+    create.extend(["--cluster-replicas", "1", "--cluster-yes"]);
+    let created = cli(&create);
+    assert!(created.contains("All 16384 slots covered"), "{created}");
+    for server in &servers {
+        eventually(LIMIT, "all agree", || {
+            let nodes = server.cli(&["cluster", "nodes"]);
+            server.cli(&["cluster", "info"]).contains("cluster_state:ok") && nodes.matches("slave").count() == 3
+        });
+    }
+
+    // One of the nodes that the URL names is away.
+    let url = format!("redis+cluster://{LOOPBACK}:1,{},{}", addresses[1], addresses[2]);
+    check(&settings(&url));
+    let client = Client::of(&url);
+    let values: HashMap<String, String> = (0..1000).map(|n| (format!("t:l:0:{n}"), format!("value {n}"))).collect();
+    let keys: Vec<&str> = values.keys().map(String::as_str).collect();
+    // Right or a miss; how many are right.
+    let right = || {
+        let found = client.get(&keys).unwrap_or_else(|| vec![None; keys.len()]);
+        for (key, value) in keys.iter().zip(&found) {
+            assert!(value.as_ref().is_none_or(|value| *value == values[*key]), "{key}: {value:?}");
+        }
+        found.iter().flatten().count()
+    };
+    client.redis.set_many(values.iter().map(|(key, value)| (key.clone().into(), value.clone().into())).collect());
+    eventually(LIMIT, "all are there", || right() == keys.len());
+
+    let id = |server: &Server| server.cli(&["cluster", "myid"]).trim().to_owned();
+    let (from, to) = (id(&servers[0]), id(&servers[1]));
+    let mut reshard = Command::new("redis-cli")
+        .args(["--cluster", "reshard", &addresses[0], "--cluster-from", &from, "--cluster-to", &to])
+        .args(["--cluster-slots", "300", "--cluster-yes"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut rounds, mut least) = (0, keys.len());
+    let status = loop {
+        least = least.min(right());
+        rounds += 1;
+        if let Some(status) = reshard.try_wait().unwrap() {
+            break status;
+        }
+    };
+    assert!(status.success(), "reshard: {status}");
+    assert!(rounds > 1 && least > keys.len() / 2, "{rounds} rounds, at least {least} right");
+    eventually(LIMIT, "all are there", || right() == keys.len());
+    let copied = || servers[3..].iter().all(|server| server.cli(&["info", "replication"]).contains("link_status:up"));
+    eventually(LIMIT, "the replicas follow", copied);
+
+    servers[2].kill();
+    let begun = time::monotonic();
+    let least = right();
+    assert!(begun.elapsed() < TIMEOUT * 2 && least > 0, "{least} right in {:?}", begun.elapsed());
+    eventually(LIMIT, "a replica has taken over", || right() == keys.len());
+    // The node of the subscription is any that lives.
+    let mut hints = None;
+    eventually(LIMIT, "a node takes the subscription", || {
+        hints = client.runtime.block_on(client.redis.hints()).ok();
+        hints.is_some()
+    });
+    let mut hints = hints.unwrap();
+    client.redis.publish(b"x".to_vec());
+    client.runtime.block_on(tokio::time::timeout(LIMIT, hints.next())).expect("a hint").unwrap();
+}
