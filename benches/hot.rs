@@ -18,6 +18,7 @@ use waypost::domain::target::Target;
 use waypost::domain::time::Stamp;
 use waypost::domain::visit::{Kind, Visit};
 use waypost::resolve::ask::Ask;
+use waypost::resolve::value::StoredAsOf;
 use waypost::resolve::{Defaults, Memory, Resolution, Resolver, Step, Tier};
 use waypost::visits::{Counts, Recorder};
 
@@ -25,7 +26,7 @@ const OPERATIONS: u64 = 2_000_000;
 const ROUNDS: usize = 15;
 
 fn main() {
-    let memory = Arc::new(Memory::new(8 << 20, 2, Duration::from_secs(2), 0));
+    let memory = Arc::new(Memory::new(8 << 20, 2, Duration::from_secs(2), StoredAsOf { generation: 0, position: 0 }));
     let key = Key { domain: DomainId(0), code: Code::parse(b"launch", Case::Sensitive).expect("it is a code") };
     let target = Target::new("https://example.com/very/long/url/path/1?utm_source=campaign").expect("it is a URL");
     let entry = Entry { id: LinkId(1), target, rules: Rules::default() };

@@ -148,7 +148,7 @@ impl Instance {
             follower.is_failing(),
             follower.stale_since().is_some(),
             redis.as_ref().is_some_and(|redis| redis.figures().state != State::Closed),
-            links.get().is_some_and(|links| links.lost_worker_id()),
+            links.get().is_some_and(|links| links.worker_id_is_lost()),
         ]
     }
 
@@ -202,9 +202,8 @@ impl Instance {
         let (degraded, rate) = {
             let noted = self.noted.lock().expect("nobody panics with it");
             let since = REASONS.into_iter().zip(noted.since);
-            let degraded: Vec<Value> = since
-                .filter_map(|(reason, since)| Some(json!({"reason": reason, "since": rfc3339(since?)})))
-                .collect();
+            let degraded: Vec<Value> =
+                since.filter_map(|(reason, since)| Some(json!({"reason": reason, "since": rfc3339(since?)}))).collect();
             let (then, before) = noted.answers[1];
             let seconds = (now.0 - then.0) as f64 / 1e3;
             (degraded, if seconds > 0.0 { (self.answers() - before) as f64 / seconds } else { 0.0 })
@@ -230,7 +229,7 @@ impl Instance {
         if let Store::Postgres(postgres) = &self.parts.store {
             let figures = postgres.figures();
             status["postgres"] = json!({
-                "open": figures.open, "idle": figures.idle, "waiting": figures.waiting, "max": figures.max,
+                "open": figures.open, "idle": figures.idle, "waiting": figures.waiting, "max": figures.pool_max,
             });
         }
         if let Some(redis) = &self.parts.redis {

@@ -130,7 +130,9 @@ impl Api {
     pub async fn limit(&self, identity: Option<&Identity>, from: From, now: UnixMillis) -> Result<Verdict, Problem> {
         let verdict = match identity {
             None => self.count(&self.by_address, Caller::of_address(from.client), None, now).await,
-            Some(Identity { key: Some(id), scopes, per_minute }) if per_minute.is_some() || !scopes.allows(Scope::Admin) => {
+            Some(Identity { key: Some(id), scopes, per_minute })
+                if per_minute.is_some() || !scopes.allows(Scope::Admin) =>
+            {
                 self.count(&self.by_key, Caller::of_key(id), *per_minute, now).await
             }
             Some(_) => Verdict::Unlimited,

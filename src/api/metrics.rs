@@ -261,7 +261,7 @@ impl Collector for Scrape {
                 [
                     (label("state", "open"), figures.open as f64),
                     (label("state", "idle"), figures.idle as f64),
-                    (label("state", "max"), figures.max as f64),
+                    (label("state", "max"), figures.pool_max as f64),
                 ],
             )?;
             sheet.gauge(

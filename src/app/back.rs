@@ -4,7 +4,7 @@
 //! Never: ends, but with the process; says the same thing about a dependency twice (its breaker and the follower do).
 //! At its limit: whatever fails is tried again, a second later and then less and less often.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use tokio::sync::watch;
 
 use super::opening::Later;
 use crate::config::Config;
-use crate::domain::key::DomainId;
+use crate::domain::key::{Case, DomainId};
 use crate::domain::time;
 use crate::redis::Redis;
 use crate::resolve::Memory;
 use crate::resolve::follow::Follower;
-use crate::resolve::warm::{self, Snapshot};
+use crate::resolve::warm::{self, About, Warm, Warmest};
 use crate::store::Store;
 use crate::store::postgres::Postgres;
 use crate::store::row::Position;
@@ -107,7 +107,7 @@ pub async fn generations(mut seen: watch::Receiver<Option<Position>>, links: Lat
     while seen.changed().await.is_ok() {
         let position = *seen.borrow_and_update();
         if let (Some(position), Some(links)) = (position, links.get()) {
-            links.set_generation(position.generation).await;
+            links.set_generation(position.generation);
         }
     }
 }
@@ -129,8 +129,29 @@ pub struct WarmFile {
     pub path: PathBuf,
     pub memory: Arc<Memory>,
     pub config: Arc<Config>,
+    /// What a person calls it.
+    pub store: String,
     /// Of the configured domains, in their order.
     pub domains: Vec<DomainId>,
+}
+
+/// How codes are written.
+fn codes(config: &Config) -> String {
+    let folded = if config.codes.case == Case::Insensitive { " insensitive" } else { "" };
+    format!("{}{folded}", config.codes.alphabet.name())
+}
+
+/// The links of the last run, if it was on the same store and wrote codes as this one does. A file that cannot be read
+/// is no reason not to start.
+#[must_use]
+pub fn read_warm_file(path: &Path, config: &Config, store: &str) -> Option<Warm> {
+    match warm::read(path) {
+        Ok(warm) => warm.filter(|warm| warm.about.store == store && warm.about.codes == codes(config)),
+        Err(error) => {
+            tracing::warn!(file = %path.display(), %error, "starting without the links of the last run");
+            None
+        }
+    }
 }
 
 impl WarmFile {
@@ -149,13 +170,19 @@ impl WarmFile {
             let hosts = self.config.domains.iter().map(|domain| domain.host.clone());
             // Before the entries are copied: each of them is at least as new.
             let as_of = self.memory.feed.now().stored;
-            let snapshot = Snapshot {
+            let warmest = Warmest::of(&self.memory.shards, |key| self.memory.hash(key));
+            // Whatever was gathered while the store turned out to be another one is of neither.
+            if self.memory.feed.now().stored.generation != as_of.generation {
+                return Ok(());
+            }
+            let about = About {
+                store: self.store.clone(),
                 as_of,
                 written_at: time::now(),
+                codes: codes(&self.config),
                 domains: self.domains.iter().copied().zip(hosts).collect(),
-                entries: self.memory.shards.most_asked(),
             };
-            warm::write(&self.path, &snapshot)
+            warm::write(&self.path, &about, &warmest)
         });
         if let Ok(Err(error)) = written.await {
             tracing::warn!(%error, "the warm file cannot be written: a start without stores would have older links");

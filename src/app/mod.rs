@@ -31,6 +31,7 @@ use crate::http::call;
 use crate::http::route::Surface;
 use crate::http::{self as front, Front};
 use crate::instance::{self, Core, Instance, Phase};
+use crate::links::worker_id::{self, InstanceId};
 use crate::redis::Redis;
 use crate::resolve::ask::{self, Ask};
 use crate::resolve::flight;
@@ -38,7 +39,7 @@ use crate::resolve::follow::Follower;
 use crate::resolve::preload::Preload;
 use crate::resolve::tier::Remote;
 use crate::resolve::value::StoredAsOf;
-use crate::resolve::warm::{self, Snapshot};
+use crate::resolve::warm::Warm;
 use crate::resolve::{Defaults, Memory, Resolver};
 use crate::store::Store;
 use back::WarmFile;
@@ -73,6 +74,8 @@ pub struct Running {
     control: Control,
     workers: Vec<std::thread::JoinHandle<()>>,
     warm_file: Arc<WarmFile>,
+    /// Its lock on the data folder lives as long.
+    _id: InstanceId,
     tick: Duration,
     started: Instant,
 }
@@ -95,12 +98,12 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
 
     let policy = Arc::new(policy(&config, &base_url).context(BadConfiguration)?);
     let warm_file = config.data.join(WARM_FILE);
-    let snapshot = warm::read(&warm_file).unwrap_or_else(|error| {
-        tracing::warn!(file = %warm_file.display(), %error, "the links of the last run cannot be read: starting without");
-        None
-    });
+    let snapshot = back::read_warm_file(&warm_file, &config, &store.describe());
+    let id = worker_id::instance_id(&config.data)
+        .with_context(|| format!("cannot use the file instance in {}", config.data.display()))?;
     let shared_config = Arc::new(config.clone());
-    let opening = Opening { store: store.clone(), policy, config: Arc::clone(&shared_config) };
+    let opening =
+        Opening { store: store.clone(), policy, config: Arc::clone(&shared_config), instance: id.as_str().to_owned() };
     let Opened { links, domains: numbers, at, complete } = opening.start(snapshot.as_ref()).await?;
 
     let cache_bytes = config.cache.memory_bytes(crate::config::memory_limit(Path::new("/")));
@@ -109,8 +112,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     restore(&memory, snapshot);
     let breaker = Arc::new(Breaker::new("store", config.breaker));
     let ages = (config.cache.ttl, config.cache.stale_max);
-    let follower =
-        Arc::new(Follower::new(Arc::clone(&memory), store.clone(), Arc::clone(&breaker), ages, followed_at));
+    let follower = Arc::new(Follower::new(Arc::clone(&memory), store.clone(), Arc::clone(&breaker), ages, followed_at));
     // What changed since the last run is forgotten before anybody is answered.
     follower.catch_up().await;
     vital(tokio::spawn(Arc::clone(&follower).run()));
@@ -125,10 +127,10 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     if let Store::Postgres(postgres) = &store {
         vital(tokio::spawn(back::store_hints(postgres.clone(), Arc::clone(&follower))));
     }
-    let (lookups_max, lookup_timeout) =
-        config.postgres.as_ref().map_or((EMBEDDED_LOOKUPS, EMBEDDED_LOOKUP_TIMEOUT), |postgres| {
-            (postgres.lookups, postgres.lookup_timeout)
-        });
+    let (lookups_max, lookup_timeout) = config
+        .postgres
+        .as_ref()
+        .map_or((EMBEDDED_LOOKUPS, EMBEDDED_LOOKUP_TIMEOUT), |postgres| (postgres.lookups, postgres.lookup_timeout));
     let looking_up = Arc::new(Semaphore::new(lookups_max));
     let (lookups, asked) = mpsc::channel(ask::QUESTIONS_MAX);
     let (to_workers, answers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::channel(ask::ANSWERS_MAX)).unzip();
@@ -148,14 +150,15 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         store: store.clone(),
         lookups: looking_up,
         lookups_max,
-        instance: instance_name.clone(),
+        instance: id.as_str().to_owned(),
     };
     vital(tokio::spawn(preload.run(follower.seen())));
     vital(tokio::spawn(back::generations(follower.seen(), Arc::clone(&links))));
-    vital(tokio::spawn(back::present(store.clone(), instance_name)));
+    vital(tokio::spawn(back::present(store.clone(), id.as_str().to_owned())));
 
     let cores: Vec<Core> = (0..workers).map(|_| Core::default()).collect();
     let instance = Arc::new(Instance::new(instance::Parts {
+        name: id.as_str().to_owned(),
         store: store.clone(),
         memory: Arc::clone(&memory),
         follower: Arc::clone(&follower),
@@ -164,9 +167,13 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         links: Arc::clone(&links),
         cores: cores.clone(),
     }));
-    let warm_file =
-        WarmFile { path: warm_file, memory: Arc::clone(&memory), config: shared_config, domains: numbers.clone() };
-    let warm_file = Arc::new(warm_file);
+    let warm_file = Arc::new(WarmFile {
+        path: warm_file,
+        memory: Arc::clone(&memory),
+        config: shared_config,
+        store: store.describe(),
+        domains: numbers.clone(),
+    });
     vital(tokio::spawn(Arc::clone(&warm_file).run()));
     let (calls, called) = mpsc::channel(call::CALLS_MAX);
     let api = Api {
@@ -232,7 +239,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     }
     instance.enter(Phase::Serving);
     let tick = Duration::from_millis(tick_ms);
-    Ok(Running { instance, addresses, base_url, control, workers: threads, warm_file, tick, started })
+    Ok(Running { instance, addresses, base_url, control, workers: threads, warm_file, _id: id, tick, started })
 }
 
 impl Running {
@@ -325,15 +332,15 @@ impl Watchdog {
 }
 
 /// Where memory begins, and when the store was last known to be as it is then.
-fn begin(at: StoredAsOf, complete: bool, snapshot: Option<&Snapshot>, ttl: Duration) -> (StoredAsOf, std::time::Instant) {
+fn begin(at: StoredAsOf, complete: bool, snapshot: Option<&Warm>, ttl: Duration) -> (StoredAsOf, std::time::Instant) {
     let now = time::monotonic();
     let ago = |ago: Duration| now.checked_sub(ago).unwrap_or(now);
     match snapshot {
         // It goes on where the last run stopped: the feed tells what changed since.
-        Some(snapshot) if complete && snapshot.as_of.generation == at.generation => (snapshot.as_of, now),
+        Some(snapshot) if complete && snapshot.about.as_of.generation == at.generation => (snapshot.about.as_of, now),
         _ if complete => (at, now),
         Some(snapshot) => {
-            let age_ms = u64::try_from(time::now().0 - snapshot.written_at.0).unwrap_or(0);
+            let age_ms = u64::try_from(time::now().0 - snapshot.about.written_at.0).unwrap_or(0);
             (at, ago(Duration::from_millis(age_ms)))
         }
         None => (at, ago(ttl + Duration::from_secs(1))),
@@ -341,10 +348,10 @@ fn begin(at: StoredAsOf, complete: bool, snapshot: Option<&Snapshot>, ttl: Durat
 }
 
 /// Puts the links of the last run into memory, if it begins where they were taken.
-fn restore(memory: &Memory, snapshot: Option<Snapshot>) {
+fn restore(memory: &Memory, snapshot: Option<Warm>) {
     let Some(snapshot) = snapshot else { return };
     let as_of = memory.feed.now();
-    if as_of.stored != snapshot.as_of {
+    if as_of.stored != snapshot.about.as_of {
         return;
     }
     // The most asked for come last into the log of the shards, and so are the last to give way.

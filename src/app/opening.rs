@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use crate::codes::Strategy;
 use crate::config::{self, Config};
 use crate::domain::key::DomainId;
 use crate::guard::targets::Policy;
 use crate::links::Links;
+use crate::links::worker_id::WorkerId;
 use crate::resolve::value::StoredAsOf;
-use crate::resolve::warm::Snapshot;
+use crate::resolve::warm::Warm;
 use crate::store::{self, Store, postgres};
 
 /// How long the start waits for the store before it goes on without: a server that cannot shorten is better than none.
@@ -31,6 +33,8 @@ pub struct Opening {
     pub store: Store,
     pub policy: Arc<Policy>,
     pub config: Arc<Config>,
+    /// The name by which this instance leases.
+    pub instance: String,
 }
 
 /// Where a server begins.
@@ -45,7 +49,7 @@ pub struct Opened {
 
 impl Opening {
     /// Opens what can be opened now. What the store has to say is waited for in the background if it is away.
-    pub async fn start(self, snapshot: Option<&Snapshot>) -> anyhow::Result<Opened> {
+    pub async fn start(self, snapshot: Option<&Warm>) -> anyhow::Result<Opened> {
         let links = Later::default();
         let first = tokio::time::timeout(PATIENCE, self.open(&links)).await;
         let first = first.unwrap_or_else(|_| Err(store::Error::Unavailable("it does not answer".into())));
@@ -58,12 +62,12 @@ impl Opening {
         tracing::warn!(
             dependency = "store",
             %error,
-            links = snapshot.map_or(0, |snapshot| snapshot.entries.len()),
+            links = snapshot.map_or(0, |warm| warm.entries.len()),
             "the store is away: starting with the links of the last run"
         );
         let later = Arc::clone(&links);
         tokio::spawn(async move { self.go_on(&later).await });
-        let at = snapshot.map_or(StoredAsOf::default(), |snapshot| snapshot.as_of);
+        let at = snapshot.map_or(StoredAsOf { generation: 0, position: 0 }, |warm| warm.about.as_of);
         Ok(Opened { links, domains, at, complete: false })
     }
 
@@ -90,15 +94,26 @@ impl Opening {
         }
         let hosts: Vec<String> = self.config.domains.iter().map(|domain| domain.host.clone()).collect();
         let domains = self.store.number_domains(hosts).await?;
-        let links = Links::open(self.store.clone(), Arc::clone(&self.policy), self.config.codes.clone()).await?;
+        let worker_id = match self.config.codes.strategy {
+            Strategy::Snowflake => {
+                let leased = WorkerId::lease(self.store.clone(), self.instance.clone(), &self.config.codes).await?;
+                let leased = Arc::new(leased);
+                let keeper = Arc::clone(&leased);
+                super::vital(tokio::spawn(async move { keeper.run().await }));
+                Some(leased)
+            }
+            Strategy::Random | Strategy::Permuted => None,
+        };
+        let codes = self.config.codes.clone();
+        let links = Links::open(self.store.clone(), Arc::clone(&self.policy), codes, worker_id).await?;
         let position = self.store.position().await?;
         let _ = later.set(Arc::new(links));
         Ok((domains, StoredAsOf { generation: position.generation, position: position.version }))
     }
 
     /// The numbers of the configured domains as the last run knew them.
-    fn known_domains(&self, snapshot: Option<&Snapshot>) -> anyhow::Result<Vec<DomainId>> {
-        let known = snapshot.map_or(&[][..], |snapshot| &snapshot.domains);
+    fn known_domains(&self, snapshot: Option<&Warm>) -> anyhow::Result<Vec<DomainId>> {
+        let known = snapshot.map_or(&[][..], |warm| &warm.about.domains);
         let number = |domain: &config::Domain| {
             let known = known.iter().find(|(_, host)| *host == domain.host).map(|(id, _)| *id);
             known.with_context(|| format!("the domain {} has no number yet, which the store gives", domain.host))

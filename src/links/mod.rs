@@ -194,6 +194,12 @@ impl Links {
         }
     }
 
+    /// Whether snowflakes are wanted and cannot be made.
+    #[must_use]
+    pub fn worker_id_is_lost(&self) -> bool {
+        self.worker_id.as_ref().is_some_and(|worker_id| worker_id.is_lost())
+    }
+
     /// Tells the store's generation, at every poll: a new one begins a new permutation and drops what is leased.
     pub fn set_generation(&self, generation: u64) {
         self.generation.store(generation, Ordering::Relaxed);

@@ -20,10 +20,10 @@ use dashmap::mapref::entry::Entry as Slot;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::LocalSet;
 
-use super::{Memory, Tier};
 use super::ask::{Answers, Looked, Lookup, Questions};
 use super::invalidate::AsOf;
 use super::tier::Remote;
+use super::{Memory, Tier};
 use crate::breaker::Breaker;
 use crate::domain::key::Key;
 use crate::domain::link::{Entry, Validity};

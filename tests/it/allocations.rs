@@ -19,6 +19,7 @@ use waypost::http::route::Surface;
 use waypost::http::site::{DomainSite, Pages, Site};
 use waypost::http::{Front, Shared, Via};
 use waypost::resolve::ask::Ask;
+use waypost::resolve::value::StoredAsOf;
 use waypost::resolve::{Defaults, Memory, Resolver};
 
 struct Counting;
@@ -59,7 +60,7 @@ const REQUEST: &[u8] = b"GET /launch HTTP/1.1\r\nHost: sho.rt\r\nUser-Agent: Moz
     Accept: text/html,application/xhtml+xml\r\nReferer: https://news.example.org/7\r\n\r\n";
 
 fn memory() -> (Arc<Memory>, Key) {
-    let memory = Arc::new(Memory::new(8 << 20, 1, Duration::from_secs(2), 0));
+    let memory = Arc::new(Memory::new(8 << 20, 1, Duration::from_secs(2), StoredAsOf { generation: 0, position: 0 }));
     let key = Key { domain: DomainId(0), code: Code::parse(b"launch", Case::Sensitive).unwrap() };
     let target = Target::new("https://example.com/very/long/url/path/1?utm_source=campaign").unwrap();
     let entry = Entry { id: LinkId(1), target, rules: Rules::default() };
