@@ -210,7 +210,11 @@ pub(super) fn slot(key: &[u8]) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use super::slot;
+    use ::redis::{IntoConnectionInfo, Value};
+    use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
+
+    use super::{Map, NOBODY, parse, slot};
+    use crate::redis::connect::Seeds;
 
     #[test]
     fn slots_of_keys() {
@@ -226,5 +230,60 @@ mod tests {
             assert_eq!(slot(key.as_bytes()), want, "{key}");
         }
         assert_ne!(slot(b"{}foo"), slot(b"foo"));
+    }
+
+    fn range(from: i64, to: i64, host: &str, port: i64) -> Value {
+        let node = |host: &str, port| {
+            Value::Array(vec![Value::BulkString(host.into()), Value::Int(port), Value::BulkString("id".into())])
+        };
+        Value::Array(vec![Value::Int(from), Value::Int(to), node(host, port), node("replica", 1)])
+    }
+
+    fn read(answer: &Value) -> Option<Map> {
+        let seeds = Seeds::new(vec!["redis://seed".into_connection_info().unwrap()]);
+        parse(answer, "asked", &seeds, &Map::default(), 1)
+    }
+
+    #[tokio::test]
+    async fn maps() {
+        let answer = [range(0, 5, "a", 1), range(6, 6, "", 2), range(8, 16383, "a", 1)];
+        let map = read(&Value::Array(answer.to_vec())).unwrap();
+        let nodes: Vec<_> = map.nodes.iter().map(|node| (node.host.as_str(), node.port)).collect();
+        assert_eq!(nodes, [("a", 1), ("asked", 2)]);
+        assert_eq!([0, 5, 6, 7, 8, 16383].map(|slot: usize| map.slots[slot]), [0, 0, 1, NOBODY, 0, 0]);
+        for bad in [
+            Value::Nil,
+            Value::Array(Vec::new()),
+            Value::Array(vec![Value::Int(1)]),
+            Value::Array(vec![range(0, 16384, "a", 1)]),
+            Value::Array(vec![range(5, 3, "a", 1)]),
+            Value::Array(vec![range(-1, 3, "a", 1)]),
+            Value::Array(vec![range(0, 1, "a", 65536)]),
+        ] {
+            assert!(read(&bad).is_none(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_panics(answer in answer()) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let _entered = runtime.enter();
+            if let Some(map) = read(&answer) {
+                assert!(map.slots.iter().all(|place| *place == NOBODY || usize::from(*place) < map.nodes.len()));
+            }
+        }
+    }
+
+    fn answer() -> impl Strategy<Value = Value> {
+        let number = prop_oneof![any::<i64>(), -1_i64..17000];
+        let leaf = prop_oneof![
+            Just(Value::Nil),
+            number.prop_map(Value::Int),
+            any::<Vec<u8>>().prop_map(Value::BulkString),
+            (-1_i64..17000, -1_i64..17000, "[a-c]?", -1_i64..70000)
+                .prop_map(|(from, to, host, port)| range(from, to, &host, port)),
+        ];
+        leaf.prop_recursive(3, 30, 5, |inner| proptest::collection::vec(inner, 0..5).prop_map(Value::Array))
     }
 }

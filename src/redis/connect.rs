@@ -171,6 +171,11 @@ impl Target {
 }
 
 impl Seeds {
+    #[cfg(test)]
+    pub(super) fn new(infos: Vec<ConnectionInfo>) -> Self {
+        Self { infos, tls: None }
+    }
+
     pub(super) fn clients(&self) -> impl Iterator<Item = Client> {
         self.infos.iter().filter_map(|info| client(info.clone(), self.tls.as_ref()).ok())
     }

@@ -291,6 +291,12 @@ fn garbage_is_a_miss_of_its_key_alone() {
     let begun = time::monotonic();
     assert_eq!(client.get(&["t:huge"; 100]), Some(vec![None; 100]));
     assert!(begun.elapsed() < TIMEOUT);
+    // With the last handle its connection ends, though its runtime goes on.
+    let connected = |count: u32| server.cli(&["info", "clients"]).contains(&format!("connected_clients:{count}\r\n"));
+    let Client { runtime: _runtime, redis: other } = Client::of(&server.url());
+    eventually(LIMIT, "both are connected, and who asks", || connected(3));
+    drop(other);
+    eventually(LIMIT, "one is left", || connected(2));
     // Keys of ours under a script too.
     server.cli(&["rpush", "t:r:4:00000001", "x"]);
     let limiter = Limiter::new(60, Some(2), 10);
