@@ -6,10 +6,10 @@
 //! At its limit: [`WRITES_MAX`] writes wait, more are dropped and counted; a value longer than [`VALUE_BYTES_MAX`] is a
 //! miss; after failures in a row nothing is asked for a while (`breaker`), and the connection is made anew.
 //!
-//! A stand-alone server, the master that Sentinel names, and a Cluster (each key asked for by itself, MOVED and ASK
-//! followed by the client) look the same from outside. In a Cluster a call has failed only when none of its keys was
-//! answered: those of a node that is away are misses, each after at most `redis.timeout`.
+//! A stand-alone server, the master that Sentinel names, and a Cluster look the same from outside. In a Cluster a call
+//! has failed only when none of its keys was answered: those of a node that is away, or that have just moved, are misses.
 
+mod cluster;
 mod connect;
 pub mod limits;
 
@@ -21,14 +21,15 @@ use std::time::Duration;
 use ::redis::aio::PubSub;
 use ::redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value, cmd};
 use futures_util::{FutureExt, StreamExt};
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
 
 use crate::breaker::{self, Breaker};
 use crate::config;
 use crate::domain::time::monotonic;
+use cluster::{Cluster, slot};
 pub use connect::BadUrl;
-use connect::{CONNECT_TIMEOUT, State, Target};
+use connect::{CONNECT_TIMEOUT, Form, Line, Target};
 
 /// A longer value is none of ours.
 pub const VALUE_BYTES_MAX: usize = 16 << 10;
@@ -54,14 +55,17 @@ impl fmt::Debug for Redis {
 
 /// What the handles and the writing task share.
 struct Link {
-    target: Arc<Target>,
+    servers: Servers,
     breaker: Breaker,
-    state: watch::Receiver<State>,
-    lost: mpsc::Sender<u64>,
     timeout: Duration,
     ttl: Duration,
     prefix: String,
     counters: Counters,
+}
+
+enum Servers {
+    One { target: Arc<Target>, line: Line },
+    Cluster(Cluster),
 }
 
 #[derive(Default)]
@@ -129,15 +133,16 @@ impl Redis {
     /// # Panics
     /// Outside of a tokio runtime with timers: the connection lives in it. Callers may be of another such runtime.
     pub fn open(settings: &config::Redis, breaker: config::Breaker) -> Result<Self, BadUrl> {
-        let target = Arc::new(Target::new(settings)?);
-        let (state_sender, state) = watch::channel(State::Away { reason: "there is no connection yet".to_owned() });
-        let (lost, lost_receiver) = mpsc::channel(1);
-        tokio::spawn(connect::keep(Arc::clone(&target), state_sender, lost_receiver));
+        let servers = match Form::new(settings)? {
+            Form::Cluster(seeds) => Servers::Cluster(Cluster::open(seeds, breaker.failures)),
+            Form::One(target) => {
+                let target = Arc::new(target);
+                Servers::One { line: Line::open(Arc::clone(&target), breaker.failures), target }
+            }
+        };
         let link = Arc::new(Link {
-            target,
+            servers,
             breaker: Breaker::new("redis", breaker),
-            state,
-            lost,
             timeout: settings.timeout,
             ttl: settings.ttl,
             prefix: settings.prefix.clone(),
@@ -167,7 +172,7 @@ impl Redis {
             let mut command = cmd("GETRANGE");
             // The last index is included: one byte more than fits.
             command.arg(key).arg(0).arg(VALUE_BYTES_MAX);
-            command
+            (slot(key), command)
         };
         let answers = self.link.ask(keys.iter().map(get).collect(), self.link.deadline()).await?;
         Some(answers.into_iter().map(|answer| self.link.value(answer)).collect())
@@ -210,7 +215,7 @@ impl Redis {
             arguments.iter().for_each(|argument| {
                 command.arg(*argument);
             });
-            vec![command]
+            vec![(slot(key), command)]
         };
         let deadline = self.link.deadline();
         let mut answer = self.link.ask(run("EVALSHA", &script.hash), deadline).await?.pop()?;
@@ -222,14 +227,30 @@ impl Redis {
     }
 
     /// Subscribes to the messages of [`Redis::publish`], on a connection of its own: to the server, to the present
-    /// master, or to a node of the Cluster that the URL names (a node passes each message on to all others). It ends
+    /// master, or to some node of the Cluster (a node passes each message on to all others). It ends
     /// with [`Lost`]; what was sent before the next one is made is gone, so whoever makes one looks once for themselves.
     ///
     /// # Errors
-    /// There is nobody to subscribe to. It takes at most a second, with Sentinel a few.
+    /// There is nobody to subscribe to. It takes at most a second for each server that is asked.
     pub async fn hints(&self) -> Result<Hints, Lost> {
         let channel = self.link.channel();
-        self.link.target.subscribe(&channel).await.map(Hints).map_err(|error| Lost(error.to_string()))
+        let lost = |error: RedisError| Lost(error.to_string());
+        match &self.link.servers {
+            Servers::One { target, .. } => {
+                let client = target.client().await.map_err(lost)?;
+                connect::subscribe(&client, &channel).await.map(Hints).map_err(lost)
+            }
+            Servers::Cluster(cluster) => {
+                let mut outcome = Err(Lost("the cluster has no nodes".to_owned()));
+                for client in cluster.anybody() {
+                    outcome = connect::subscribe(&client, &channel).await.map(Hints).map_err(lost);
+                    if outcome.is_ok() {
+                        break;
+                    }
+                }
+                outcome
+            }
+        }
     }
 
     #[must_use]
@@ -288,45 +309,23 @@ impl Link {
     }
 
     /// The answers to `commands`, of which there is at least one, in their order; none when not one was answered.
-    async fn ask(&self, commands: Vec<Cmd>, deadline: Instant) -> Option<Vec<RedisResult<Value>>> {
+    async fn ask(&self, commands: Vec<(u16, Cmd)>, deadline: Instant) -> Option<Vec<RedisResult<Value>>> {
         if !self.breaker.admits(monotonic()) {
             return None;
         }
-        let count_of = commands.len() as u64;
-        let mut state = self.state.clone();
-        let up = timeout_at(deadline, state.wait_for(|state| matches!(state, State::Up { .. }))).await;
-        let up = up.ok().and_then(Result::ok).map(|state| state.clone());
-        let Some(State::Up { number, connection }) = up else {
-            count(&self.counters.errors, count_of);
-            let reason = match &*self.state.borrow() {
-                State::Away { reason } => reason.clone(),
-                State::Up { .. } => "the connection came too late".to_owned(),
-            };
-            self.breaker.note(Err(reason), monotonic());
-            return None;
+        let answers = match &self.servers {
+            Servers::One { line, .. } => {
+                line.run(commands.into_iter().map(|(_, command)| command).collect(), deadline).await
+            }
+            Servers::Cluster(cluster) => cluster.run(commands, deadline).await,
         };
-        let answers = connection.run(commands, deadline).await;
-
-        let errors = || answers.iter().filter_map(|answer| answer.as_ref().err());
-        let failures = || errors().filter(|error| !is_answer(error));
-        let timeouts = errors().filter(|error| error.is_timeout()).count() as u64;
-        count(&self.counters.timeouts, timeouts);
-        count(&self.counters.errors, failures().count() as u64 - timeouts);
-        let answered = answers.len() > failures().count();
-        let outcome = failures().next().filter(|_| !answered).map_or(Ok(()), Err);
-        self.breaker.note(outcome, monotonic());
-
-        // A connection that has been silent for so long that the breaker opened may lead nowhere: the server may have
-        // moved, and nobody has said so. The cluster client repairs single connections itself.
-        let gone = |error: &RedisError| {
-            error.is_unrecoverable_error() || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
-        };
-        if !answered && self.breaker.state() != breaker::State::Closed
-            || !self.target.is_cluster() && errors().any(gone)
-        {
-            // When it is full, somebody has just said so.
-            let _ = self.lost.try_send(number);
-        }
+        let failures = || answers.iter().filter_map(|answer| answer.as_ref().err()).filter(|error| !is_answer(error));
+        let failed = failures().count();
+        let timeouts = failures().filter(|error| error.is_timeout()).count();
+        count(&self.counters.timeouts, timeouts as u64);
+        count(&self.counters.errors, (failed - timeouts) as u64);
+        let answered = failed < answers.len();
+        self.breaker.note(failures().next().filter(|_| !answered).map_or(Ok(()), Err), monotonic());
         answered.then_some(answers)
     }
 
@@ -343,25 +342,27 @@ impl Link {
         value
     }
 
-    fn command(&self, write: Write) -> Cmd {
+    fn command(&self, write: Write) -> (u16, Cmd) {
         match write {
             Write::Set { key, value } => {
                 let ttl_ms = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
                 // What was written together does not expire together.
                 let ttl_ms = ttl_ms - rand::random_range(0..=ttl_ms / 10);
                 let mut command = cmd("SET");
-                command.arg(key).arg(value).arg("PX").arg(ttl_ms);
-                command
+                command.arg(&key).arg(value).arg("PX").arg(ttl_ms);
+                (slot(&key), command)
             }
             Write::Delete { key } => {
                 let mut command = cmd("DEL");
-                command.arg(key);
-                command
+                command.arg(&key);
+                (slot(&key), command)
             }
             Write::Publish { message } => {
+                let channel = self.channel();
                 let mut command = cmd("PUBLISH");
-                command.arg(self.channel()).arg(message);
-                command
+                command.arg(&channel).arg(message);
+                // Any node will do.
+                (slot(channel.as_bytes()), command)
             }
         }
     }
@@ -371,7 +372,7 @@ impl Link {
 async fn write(link: Arc<Link>, mut waiting: mpsc::Receiver<Write>) {
     let mut writes = Vec::with_capacity(WRITES_AT_ONCE);
     while waiting.recv_many(&mut writes, WRITES_AT_ONCE).await > 0 {
-        let commands: Vec<Cmd> = writes.drain(..).map(|write| link.command(write)).collect();
+        let commands: Vec<_> = writes.drain(..).map(|write| link.command(write)).collect();
         let count_of = commands.len() as u64;
         if link.ask(commands, link.deadline()).await.is_none() {
             count(&link.counters.dropped, count_of);
