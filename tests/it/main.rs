@@ -7,6 +7,7 @@ mod support;
 mod addresses;
 mod allocations;
 mod cli;
+mod codes;
 mod coherence;
 mod protection;
 mod server;
