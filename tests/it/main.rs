@@ -8,6 +8,7 @@ mod support;
 mod addresses;
 mod allocations;
 mod cli;
+mod codes;
 mod coherence;
 mod moving;
 mod protection;

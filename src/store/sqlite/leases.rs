@@ -90,3 +90,77 @@ pub fn release_worker(tx: &mut Writing<'_>, lease: &WorkerLease, used_ms: u64) -
         .execute(params![lease.worker_id, lease.epoch, used_ms, time::now().0])?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{LOST_MS, WORKERS, begin_generation, lease_worker, release_worker, renew_worker};
+    use crate::store::row::WorkerLease;
+    use crate::store::sqlite::tests::{fresh, write};
+    use rusqlite::Connection;
+
+    /// A lease that does not end within the test.
+    const LONG_MS: u64 = 1_000_000;
+
+    fn lease(db: &Connection, holder: &str, wanted: Option<u16>, now_ms: u64, span_ms: u64) -> Option<WorkerLease> {
+        write(db, 0, |tx| lease_worker(tx, holder, wanted, now_ms, span_ms))
+    }
+
+    fn check(lease: Option<WorkerLease>, worker_id: u16, epoch: u64, from_ms: u64, until_ms: u64) -> WorkerLease {
+        assert_eq!(lease, Some(WorkerLease { worker_id, epoch, from_ms, until_ms }));
+        lease.unwrap()
+    }
+
+    #[test]
+    fn milliseconds_are_leased_once() {
+        let db = fresh();
+        check(lease(&db, "a", None, 1000, LONG_MS), 0, 1, 1000, 1000 + LONG_MS);
+        // Its own again, and past the first whatever its clock says.
+        check(lease(&db, "a", None, 0, LONG_MS), 0, 2, 1001 + LONG_MS, 1001 + 2 * LONG_MS);
+        check(lease(&db, "b", None, 500, LONG_MS), 1, 1, 500, 500 + LONG_MS);
+        assert_eq!(lease(&db, "b", Some(0), 9000, LONG_MS), None);
+        // Leases that are over at once: others may have the id, beyond what was leased of it.
+        check(lease(&db, "c", Some(7), 100, 0), 7, 1, 100, 100);
+        check(lease(&db, "d", Some(7), 100, 0), 7, 2, 101, 101);
+        check(lease(&db, "e", None, 100, 0), 2, 1, 100, 100);
+    }
+
+    #[test]
+    fn whoever_lost_a_lease_cannot_renew_it() {
+        let db = fresh();
+        let renew = |lease: &WorkerLease, now_ms| write(&db, 0, |tx| renew_worker(tx, lease, now_ms, 50));
+        let first = check(lease(&db, "a", Some(3), 100, 0), 3, 1, 100, 100);
+        let first = check(renew(&first, 120), 3, 1, 100, 170);
+        check(renew(&first, 0), 3, 1, 100, 170);
+        let second = check(lease(&db, "a", Some(3), 0, 10), 3, 2, 171, 181);
+        assert_eq!(renew(&first, 500), None);
+        // Nor give back what is another's; who gives back frees what was not used.
+        write(&db, 0, |tx| release_worker(tx, &first, 100));
+        write(&db, 0, |tx| release_worker(tx, &second, 174));
+        check(lease(&db, "b", Some(3), 0, 10), 3, 3, 175, 185);
+    }
+
+    #[test]
+    fn there_are_1024() {
+        let db = fresh();
+        for id in 0..WORKERS {
+            check(lease(&db, &format!("holder {id}"), None, 10, LONG_MS), id, 1, 10, 10 + LONG_MS);
+        }
+        assert_eq!(lease(&db, "one more", None, 10, LONG_MS), None);
+        check(lease(&db, "holder 5", None, 10, 0), 5, 2, 11 + LONG_MS, 11 + LONG_MS);
+    }
+
+    #[test]
+    fn a_new_generation_moves_every_id_and_begins_once() {
+        let db = fresh();
+        let far = 1 << 50;
+        let held = check(lease(&db, "a", Some(3), far, LONG_MS), 3, 1, far, far + LONG_MS);
+        assert_eq!(write(&db, 0, |tx| begin_generation(tx, 0)), 1);
+        assert_eq!(write(&db, 0, |tx| begin_generation(tx, 0)), 1, "somebody else was faster");
+        assert_eq!(write(&db, 0, |tx| renew_worker(tx, &held, far, 1)), None);
+        let from_ms = far + LONG_MS + LOST_MS + 1;
+        check(lease(&db, "a", Some(3), far, 0), 3, 3, from_ms, from_ms);
+        // One that the store has never heard of may have been leased in what was lost.
+        let unknown = lease(&db, "b", Some(900), 0, 0).unwrap();
+        assert!(unknown.from_ms > LOST_MS, "{unknown:?}");
+    }
+}

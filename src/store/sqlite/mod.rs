@@ -349,3 +349,105 @@ fn explain(error: rusqlite::Error) -> Error {
     );
     if transient { Error::Unavailable(error.to_string()) } else { Error::Broken(error.to_string()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{MIGRATIONS, Sqlite, Writing, connect, links, migrate, prepare_to_write};
+    use crate::domain::key::{Case, Code, DomainId, Key};
+    use crate::domain::link::{Fields, LinkId};
+    use crate::domain::target::Target;
+    use crate::domain::time::UnixMillis;
+    use crate::store::Store;
+    use crate::store::row::{Change, Inserted, NewLink, OnConflict, Patch, Position};
+    use rusqlite::{Connection, OpenFlags};
+
+    /// A new store in memory.
+    pub(super) fn fresh() -> Connection {
+        let db = Connection::open_in_memory().unwrap();
+        MIGRATIONS.iter().for_each(|migration| db.execute_batch(migration.sql).unwrap());
+        db
+    }
+
+    /// What runs in the writer's transaction; versions go on from `version`.
+    pub(super) fn write<T>(
+        db: &Connection,
+        version: u64,
+        work: impl FnOnce(&mut Writing<'_>) -> rusqlite::Result<T>,
+    ) -> T {
+        work(&mut Writing { db, version }).unwrap()
+    }
+
+    pub(super) fn key(code: &str) -> Key {
+        Key { domain: DomainId(0), code: Code::parse(code.as_bytes(), Case::Sensitive).unwrap() }
+    }
+
+    pub(super) fn new(id: u64, code: &str, tags: &[&str], imported_clicks: u64) -> NewLink {
+        let written = "https://example.com/";
+        let mut fields = Fields::new(written.to_owned(), Target::new(written).unwrap());
+        fields.tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+        NewLink {
+            id: LinkId(id),
+            key: key(code),
+            fields,
+            given: Patch::default(),
+            created_at: UnixMillis(5),
+            imported_clicks,
+            on_conflict: OnConflict::Refuse,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_of_the_first_schema_becomes_one_of_today() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("waypost.db");
+        let old = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE).unwrap();
+        prepare_to_write(&old).unwrap();
+        old.execute_batch(&format!("PRAGMA application_id = {}; {}", super::APPLICATION_ID, MIGRATIONS[0].sql))
+            .unwrap();
+        old.execute_batch(
+            "CREATE TABLE schema_migrations (
+               number INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL, applied_at TEXT NOT NULL) STRICT",
+        )
+        .unwrap();
+        old.execute("INSERT INTO schema_migrations VALUES (1, 'links', ?1, datetime())", [MIGRATIONS[0].checksum()])
+            .unwrap();
+        write(&old, 0, |tx| links::insert(tx, &[new(1, "a", &[], 0), new(2, "b", &[], 0)], UnixMillis(9)));
+        old.execute("UPDATE feed SET version = 2", []).unwrap();
+        drop(old);
+
+        assert!(Sqlite::open(&path).unwrap_err().to_string().contains("lacks migration 2 (instances)"));
+        let applied: Vec<u32> = migrate(&path).unwrap().iter().map(|migration| migration.number).collect();
+        assert_eq!((applied, migrate(&path).unwrap().len()), (vec![2], 0));
+        let store = Store::Sqlite(Sqlite::open(&path).unwrap());
+        assert_eq!(store.position().await.unwrap(), Position { version: 2, generation: 0, asked: 0 });
+        assert_eq!(store.link(key("b")).await.unwrap().map(|link| link.id), Some(LinkId(2)));
+        assert_eq!(store.insert(vec![new(3, "c", &[], 0)], UnixMillis(9)).await.unwrap(), [Inserted::Created]);
+        assert_eq!(store.rest().await.unwrap().store_id.len(), 32);
+        assert_eq!(store.begin_generation(0).await.unwrap(), 1);
+        assert_eq!(store.position().await.unwrap(), Position { version: 3, generation: 1, asked: 0 });
+    }
+
+    #[test]
+    fn edits_are_the_last_changes_that_are_no_creations() {
+        let db = fresh();
+        write(&db, 0, |tx| {
+            links::insert(tx, &[new(1, "a", &[], 0), new(2, "b", &[], 0)], UnixMillis(1))?;
+            links::change(tx, key("a"), &Change::Disable, UnixMillis(2))?;
+            links::change(tx, key("b"), &Change::Delete, UnixMillis(3))?;
+            links::insert(tx, &[new(3, "c", &[], 0)], UnixMillis(4))?;
+            links::insert(tx, &[NewLink { on_conflict: OnConflict::Take, ..new(4, "b", &[], 0) }], UnixMillis(5))
+        });
+        let check = |limit, want: &[(u64, &str)]| {
+            let edits = links::edits(&db, limit).unwrap();
+            assert!(edits.iter().all(|edit| !edit.created), "{edits:?}");
+            let edits: Vec<_> = edits.iter().map(|edit| (edit.version, edit.key)).collect();
+            assert_eq!(edits, want.iter().map(|(version, code)| (*version, key(code))).collect::<Vec<_>>());
+        };
+        check(10, &[(3, "a"), (4, "b"), (6, "b")]);
+        check(2, &[(4, "b"), (6, "b")]);
+        check(0, &[]);
+        let mut plan = db.prepare("EXPLAIN QUERY PLAN SELECT version FROM link_changes WHERE what <> 'create' ORDER BY version DESC LIMIT 9").unwrap();
+        let plan: String = plan.query_row([], |row| row.get(3)).unwrap();
+        assert!(plan.contains("link_changes_edits"), "every creation is read: {plan}");
+    }
+}

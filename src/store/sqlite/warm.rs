@@ -125,3 +125,90 @@ pub fn instances(db: &Connection) -> Result<Vec<InstanceRow>> {
     let row = |row: &rusqlite::Row<'_>| Ok(InstanceRow { instance: row.get(0)?, seen_at: UnixMillis(row.get(1)?) });
     statement.query_map([], row)?.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{KEPT_MS, ask, instances, keys_of, pin, pins, present, report, reports, requests};
+    use crate::domain::time::UnixMillis;
+    use crate::store::row::{Change, InstanceRow, WarmReport, WarmRequest, WarmWhat};
+    use crate::store::sqlite::links::{change, insert, position};
+    use crate::store::sqlite::tests::{fresh, key, new, write};
+
+    const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
+
+    #[test]
+    fn requests_and_reports_are_kept_for_a_day() {
+        let db = fresh();
+        let later = UnixMillis(NOW.0 + KEPT_MS + 1);
+        let tag = WarmWhat::Tag("spring".to_owned());
+        let codes = WarmWhat::Codes(vec![(0, "a".to_owned())]);
+        assert_eq!(write(&db, 0, |tx| ask(tx, &tag, NOW)), 1);
+        let said = WarmReport { instance: "one".to_owned(), loaded: 3, missing: 1 };
+        let corrected = WarmReport { loaded: 4, ..said.clone() };
+        write(&db, 0, |tx| report(tx, 1, &said, NOW));
+        write(&db, 0, |tx| report(tx, 1, &corrected, NOW));
+        assert_eq!(reports(&db, 1).unwrap(), [corrected]);
+        assert_eq!(write(&db, 0, |tx| ask(tx, &codes, NOW)), 2);
+        let [first, second] = [WarmRequest { number: 1, what: tag }, WarmRequest { number: 2, what: codes }];
+        assert_eq!(requests(&db, 0).unwrap(), [first, second.clone()]);
+        assert_eq!(requests(&db, 1).unwrap(), [second]);
+        // Numbers go on when everything before is gone.
+        assert_eq!(write(&db, 0, |tx| ask(tx, &WarmWhat::Top(3), later)), 3);
+        assert_eq!(requests(&db, 0).unwrap(), [WarmRequest { number: 3, what: WarmWhat::Top(3) }]);
+        assert_eq!((reports(&db, 1).unwrap(), position(&db).unwrap().asked), (vec![], 3));
+    }
+
+    #[test]
+    fn what_a_request_means() {
+        let db = fresh();
+        write(&db, 0, |tx| {
+            let links = [
+                new(1, "a", &["spring"], 0),
+                new(2, "b", &["spring"], 7),
+                new(3, "c", &["autumn"], 9),
+                new(4, "d", &["spring"], 8),
+            ];
+            insert(tx, &links, NOW)?;
+            change(tx, key("d"), &Change::Delete, NOW)
+        });
+        let check = |what: WarmWhat, limit, want: &[&str]| {
+            let keys = keys_of(&db, &what, limit).unwrap();
+            assert_eq!(keys, want.iter().map(|code| key(code)).collect::<Vec<_>>(), "{what:?}");
+        };
+        check(WarmWhat::Tag("spring".to_owned()), 9, &["a", "b"]);
+        check(WarmWhat::Tag("spring".to_owned()), 1, &["a"]);
+        check(WarmWhat::Tag("winter".to_owned()), 9, &[]);
+        check(WarmWhat::Top(9), 9, &["c", "b", "a"]);
+        check(WarmWhat::Top(2), 9, &["c", "b"]);
+        check(WarmWhat::Top(9), 1, &["c"]);
+        let codes = ["x", "not a code", "b"].map(|code| (0, code.to_owned())).to_vec();
+        check(WarmWhat::Codes(codes.clone()), 9, &["x", "b"]);
+        check(WarmWhat::Codes(codes), 1, &["x"]);
+    }
+
+    #[test]
+    fn pins_count_what_changes() {
+        let db = fresh();
+        let check = |codes: &[&str], pinned, want: u64, asked: u64| {
+            let keys: Vec<_> = codes.iter().map(|code| key(code)).collect();
+            assert_eq!(write(&db, 0, |tx| pin(tx, &keys, pinned, NOW)), want, "{codes:?}");
+            assert_eq!(position(&db).unwrap().asked, asked, "{codes:?}");
+        };
+        check(&["a", "b", "a"], true, 2, 1);
+        check(&["b"], true, 0, 1);
+        assert_eq!(pins(&db).unwrap(), [key("a"), key("b")]);
+        check(&["b", "c"], false, 1, 2);
+        check(&["b"], false, 0, 2);
+        assert_eq!(pins(&db).unwrap(), [key("a")]);
+    }
+
+    #[test]
+    fn instances_come_and_go() {
+        let db = fresh();
+        let row = |instance: &str, seen_at| InstanceRow { instance: instance.to_owned(), seen_at: UnixMillis(seen_at) };
+        for (instance, runs, at) in [("b", true, 1), ("a", true, 2), ("b", true, 3), ("a", false, 4), ("c", false, 5)] {
+            write(&db, 0, |tx| present(tx, instance, runs, UnixMillis(at)));
+        }
+        assert_eq!(instances(&db).unwrap(), [row("b", 3)]);
+    }
+}
