@@ -333,9 +333,8 @@ impl Server {
             if let Some(rest) = line.strip_prefix("waypost listens on http://") {
                 let (address, what) = rest.split_once(' ').unwrap_or((rest, ""));
                 server.addresses.push(Listening { address: address.parse().unwrap(), what: what.to_owned() });
-            }
-            // What it says next comes after the last of its listeners.
-            else if !server.addresses.is_empty() {
+            } else if !server.addresses.is_empty() {
+                // What it says next comes after the last of its listeners.
                 return server;
             }
         }

@@ -243,7 +243,12 @@ fn watcher(master: u16) -> (u16, Process, TempDir) {
              sentinel down-after-milliseconds {MASTER} 1000\nsentinel failover-timeout {MASTER} 5000\n"
         );
         write(&folder.path().join("sentinel.conf"), &config);
-        Process::spawn(folder.path(), "KILL", Path::new("redis-sentinel"), &["sentinel.conf".to_owned()])
+        Process::spawn(
+            folder.path(),
+            "KILL",
+            Path::new("redis-server"),
+            &["sentinel.conf", "--sentinel"].map(str::to_owned),
+        )
     };
     let (port, process) = start(folder.path(), spawn, |port| How::default().answers(port));
     (port, process, folder)
