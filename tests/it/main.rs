@@ -10,5 +10,6 @@ mod cli;
 mod coherence;
 mod protection;
 mod server;
+mod store;
 mod systemd;
 mod targets;
