@@ -14,6 +14,7 @@ mod moving;
 mod protection;
 mod redis;
 mod server;
+mod store;
 mod systemd;
 mod targets;
 mod warm;
