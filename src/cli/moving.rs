@@ -192,6 +192,9 @@ async fn difference(target: &Store, after: LinkId, links: Vec<Link>) -> store::R
             }
         }
     }
+    if deleted.is_empty() {
+        return Ok(None);
+    }
     let found = target.look_up(deleted.iter().map(|link| link.key).collect()).await?;
     let differs = |(link, found): (&Link, Found)| (found != Found::Entry(link.entry())).then_some(link.key);
     Ok(deleted.iter().zip(found).find_map(differs))
