@@ -173,8 +173,8 @@ fn everything_moves_once() {
         (&json!(0), &json!(true), &json!(9))
     );
     assert_eq!(target.json(&["link", "show", "plain"])["target"], "https://edited.test/");
-    // The old one goes on, too: what it makes is not lost silently.
-    source.ok(&["link", "add", "https://late.test/", "--code", "late"]);
+    // The old one goes on, too: what is changed there is not lost silently.
+    source.ok(&["link", "edit", "full", "--title", "late"]);
     target.check(&arguments, 1, &["was moved before, and was changed since", "--on-conflict skip"]);
 }
 
