@@ -1,9 +1,11 @@
 //! `waypost import --from-embedded` and `waypost migrate`, from an embedded store into Postgres.
 
+use rusqlite::Connection;
 use serde_json::{Value, json};
 use waypost::domain::time;
 use waypost::store::Store;
 use waypost::store::postgres::Postgres;
+use waypost::store::sqlite;
 
 use super::servers::PASSWORD;
 use super::servers::postgres::{Database, Postgres as Cluster, ROLE};
@@ -224,6 +226,29 @@ fn what_does_not_move() {
     source.check(&[&arguments[..], &["--dry-run"]].concat(), 2, &["--dry-run"]);
     let (target, _database) = migrated();
     target.check(&["import", "--from-embedded", "nowhere"], 78, &["there is no store at nowhere/waypost.db"]);
+    // One that an older program made, and nobody has migrated since.
+    let old = Place::new("");
+    std::fs::create_dir(old.data()).unwrap();
+    let db = Connection::open(old.data().join("waypost.db")).unwrap();
+    let first = &sqlite::MIGRATIONS[0];
+    db.execute_batch(&format!(
+        "PRAGMA application_id = 0x77707374;
+         CREATE TABLE schema_migrations (number INTEGER, name TEXT, checksum TEXT, applied_at TEXT);
+         INSERT INTO schema_migrations VALUES (1, '{}', '{}', datetime());
+         {}",
+        first.name,
+        first.checksum(),
+        first.sql
+    ))
+    .unwrap();
+    drop(db);
+    let data_of_old = old.data();
+    let wanted = "lacks migration 2";
+    target.check(&["import", "--from-embedded", data_of_old.to_str().unwrap()], 78, &[wanted, "migrate --postgres ''"]);
+    // The way out that it names.
+    target.ok(&["migrate", "--postgres", "", "--data", data_of_old.to_str().unwrap()]);
+    assert_eq!(target.json(&["import", "--from-embedded", data_of_old.to_str().unwrap()])["moved"], 0);
+    let (target, _database) = migrated();
     // A server runs on it.
     let store = open(&data);
     ask(store.present("one".to_owned(), true, time::now()));
