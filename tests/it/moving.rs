@@ -2,6 +2,8 @@
 
 use rusqlite::Connection;
 use serde_json::{Value, json};
+use waypost::domain::key::DomainId;
+use waypost::domain::link::LinkId;
 use waypost::domain::time;
 use waypost::store::Store;
 use waypost::store::postgres::Postgres;
@@ -9,7 +11,7 @@ use waypost::store::sqlite;
 
 use super::servers::PASSWORD;
 use super::servers::postgres::{Database, Postgres as Cluster, ROLE};
-use super::support::{LIMIT, eventually};
+use super::support::{LIMIT, eventually, key};
 use super::warm::{Place, ask, open};
 
 const DOMAINS: &str = "base_url = \"https://go.test\"\n[[domains]]\nhost = \"other.test\"\n";
@@ -54,6 +56,9 @@ fn source() -> Place {
     place.ok(&["link", "disable", "off"]);
     place.ok(&["link", "rm", "gone"]);
     place.ok(&["pin", "plain", "full"]);
+    let (store, some) = (open(&place.data()), key(DomainId(0), "some"));
+    let link = ask(store.link(some)).unwrap();
+    assert!(ask(store.take_visit(some, link.id, time::now())));
     std::fs::write(
         place.data().join("clicks.csv"),
         "code,url,clicks,created_at\nold,https://j.test/,41,2019-05-01T12:00:00Z\n",
@@ -199,7 +204,7 @@ fn a_move_that_was_interrupted() {
         ask(async {
             let to = Store::Postgres(Postgres::open(config.postgres.as_ref().unwrap())?);
             to.adopt_rest(from.rest().await?, false).await?;
-            to.adopt(from.all(waypost::domain::link::LinkId(0), 4).await?).await
+            to.adopt(from.all(LinkId(0), 4).await?).await
         });
         if edited {
             source.ok(&["link", "edit", "full", "--title", "edited"]);
@@ -261,9 +266,9 @@ fn what_does_not_move() {
     assert_eq!(target.json(&["link", "ls"]).as_array().unwrap().len(), 1);
 }
 
-/// Links come in while it copies: it says so at the end, and what came is there once it has run again.
+/// It is killed; then links come in while it copies, and it says so at the end; what came is there once it has run again.
 #[test]
-fn a_store_that_changes_meanwhile() {
+fn a_move_that_is_killed_and_a_store_that_changes_meanwhile() {
     let source = source();
     let lines: String = (0..60_000).map(|number| format!("c{number},https://a.test/{number}\n")).collect();
     std::fs::write(source.data().join("many.csv"), format!("code,url\n{lines}")).unwrap();
@@ -271,13 +276,26 @@ fn a_store_that_changes_meanwhile() {
     let (target, database) = migrated();
     let data = source.data();
     let arguments = ["import", "--from-embedded", data.to_str().unwrap()];
-    let child = target.spawn(&arguments);
-    eventually(LIMIT, "it copies", || database.sql("SELECT count(*) > 0 FROM links") == "t");
+    let moved = || database.sql("SELECT count(*) FROM links").parse::<u64>().unwrap();
+    let copying = |had: u64| {
+        let child = target.spawn(&arguments);
+        eventually(LIMIT, "it copies", || moved() > had);
+        child
+    };
+
+    let mut child = copying(0);
+    child.kill().unwrap();
+    assert_eq!(child.wait_with_output().unwrap().status.code(), None);
+    let had = moved();
+    assert!(had < 60_000, "it was done already: {had}");
+
+    let child = copying(had);
     source.ok(&["link", "add", "https://late.test/", "--code", "late"]);
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("was changed while it was moved: stop the server") && said.contains("it resumes"), "{said}");
+
     let moved = target.json(&arguments);
     assert_eq!((&moved["was_done"], &moved["postgres"]["links"]), (&json!(false), &json!(60_009)), "{moved}");
     assert_eq!(target.json(&["link", "show", "late"])["target"], "https://late.test/");
