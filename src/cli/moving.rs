@@ -104,7 +104,7 @@ async fn move_all(
     // A move that is done begins a new generation, later than any of the embedded store's, with the version of that.
     let position = target.position().await.map_err(stopped)?;
     if position.generation > before.generation && (position.version > 0 || before.version == 0) {
-        if before.version > position.version || !source.all(after, 1).await?.is_empty() {
+        if moved_at(target, before.version).await.map_err(stopped)? != before.version {
             return Err(anyhow!(
                 "{} was moved before, and was changed since: take new links over with `waypost export` and \
                  `waypost import --on-conflict skip`",
@@ -125,9 +125,18 @@ async fn move_all(
     }
     compare(source, target, &rest, bar).await?;
     let from = here(source, &rest).await?;
+    let version = rest.version;
     target.adopt_rest(rest, true).await.map_err(stopped)?;
+    moved_at(target, version).await.map_err(stopped)?;
     let to = there(target, from.deleted).await?;
     Ok((Some(moved), from, to))
+}
+
+/// The embedded store's version when all of it had gone over: `version`, unless that was noted before.
+async fn moved_at(target: &Store, version: u64) -> store::Result<u64> {
+    let noted = target.settle("moved.version", version.to_be_bytes().to_vec()).await?;
+    let noted = noted.try_into().map_err(|_| store::Error::Broken("the setting moved.version is no number".into()))?;
+    Ok(u64::from_be_bytes(noted))
 }
 
 /// Returns how many links went over.
@@ -191,6 +200,9 @@ async fn difference(target: &Store, after: LinkId, links: Vec<Link>) -> store::R
                 return Ok(Some(key));
             }
         }
+    }
+    if deleted.is_empty() {
+        return Ok(None);
     }
     let found = target.look_up(deleted.iter().map(|link| link.key).collect()).await?;
     let differs = |(link, found): (&Link, Found)| (found != Found::Entry(link.entry())).then_some(link.key);

@@ -126,7 +126,7 @@ pub fn pin(pins: &Pins, pinned: bool, common: &Common) -> Outcome {
             print(&json!({did: changed, "unchanged": unchanged, "pins": all}).to_string());
         } else {
             let [changed, unchanged, all] = [changed, unchanged, all].map(HumanCount);
-            print(&format!("{did} {changed}, {unchanged} were {were}: {all} pins in all"));
+            print(&format!("{did} {changed}, {unchanged} {were}, {all} pins in all"));
         }
         Ok(())
     })

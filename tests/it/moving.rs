@@ -1,13 +1,17 @@
 //! `waypost import --from-embedded` and `waypost migrate`, from an embedded store into Postgres.
 
+use rusqlite::Connection;
 use serde_json::{Value, json};
+use waypost::domain::key::DomainId;
+use waypost::domain::link::LinkId;
 use waypost::domain::time;
 use waypost::store::Store;
 use waypost::store::postgres::Postgres;
+use waypost::store::sqlite;
 
 use super::servers::PASSWORD;
 use super::servers::postgres::{Database, Postgres as Cluster, ROLE};
-use super::support::{LIMIT, eventually};
+use super::support::{LIMIT, eventually, key};
 use super::warm::{Place, ask, open};
 
 const DOMAINS: &str = "base_url = \"https://go.test\"\n[[domains]]\nhost = \"other.test\"\n";
@@ -52,6 +56,9 @@ fn source() -> Place {
     place.ok(&["link", "disable", "off"]);
     place.ok(&["link", "rm", "gone"]);
     place.ok(&["pin", "plain", "full"]);
+    let (store, some) = (open(&place.data()), key(DomainId(0), "some"));
+    let link = ask(store.link(some)).unwrap();
+    assert!(ask(store.take_visit(some, link.id, time::now())));
     std::fs::write(
         place.data().join("clicks.csv"),
         "code,url,clicks,created_at\nold,https://j.test/,41,2019-05-01T12:00:00Z\n",
@@ -109,7 +116,7 @@ fn migrations_of_postgres() {
         format!("the schema is up to date\ngranted {ROLE} what a server needs")
     );
     assert_eq!(place.json(&["link", "ls"]), json!([]));
-    place.check(&["migrate", "--grants", "no \"such\" role"], 78, &["such"]);
+    place.check(&["migrate", "--grants", "no \"such\" role"], 1, &["such"]);
     place.check(&["migrate", "--grants", ROLE, "--status"], 2, &["--status"]);
     for ended in [place.run(&["migrate", "--json"]), place.run(&["config", "print"]), place.run(&["config", "check"])] {
         assert!(!ended.out.contains(PASSWORD) && !ended.err.contains(PASSWORD), "{ended:?}");
@@ -121,7 +128,7 @@ fn migrations_of_postgres() {
 /// Whether the store answers or not, and where a URL has it.
 #[test]
 fn no_password_is_shown() {
-    let secret = "s3cr3t/@x";
+    let secret = "s3cr3t@x";
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let place = Place::new("");
     for url in [format!("postgres://u:{secret}@{nobody}/d"), format!("postgres://u@{nobody}/d?password={secret}")] {
@@ -173,8 +180,8 @@ fn everything_moves_once() {
         (&json!(0), &json!(true), &json!(9))
     );
     assert_eq!(target.json(&["link", "show", "plain"])["target"], "https://edited.test/");
-    // The old one goes on, too: what it makes is not lost silently.
-    source.ok(&["link", "add", "https://late.test/", "--code", "late"]);
+    // The old one goes on, too: what is changed there is not lost silently.
+    source.ok(&["link", "edit", "full", "--title", "late"]);
     target.check(&arguments, 1, &["was moved before, and was changed since", "--on-conflict skip"]);
 }
 
@@ -197,7 +204,7 @@ fn a_move_that_was_interrupted() {
         ask(async {
             let to = Store::Postgres(Postgres::open(config.postgres.as_ref().unwrap())?);
             to.adopt_rest(from.rest().await?, false).await?;
-            to.adopt(from.all(waypost::domain::link::LinkId(0), 4).await?).await
+            to.adopt(from.all(LinkId(0), 4).await?).await
         });
         if edited {
             source.ok(&["link", "edit", "full", "--title", "edited"]);
@@ -224,6 +231,29 @@ fn what_does_not_move() {
     source.check(&[&arguments[..], &["--dry-run"]].concat(), 2, &["--dry-run"]);
     let (target, _database) = migrated();
     target.check(&["import", "--from-embedded", "nowhere"], 78, &["there is no store at nowhere/waypost.db"]);
+    // One that an older program made, and nobody has migrated since.
+    let old = Place::new("");
+    std::fs::create_dir(old.data()).unwrap();
+    let db = Connection::open(old.data().join("waypost.db")).unwrap();
+    let first = &sqlite::MIGRATIONS[0];
+    db.execute_batch(&format!(
+        "PRAGMA application_id = 0x77707374;
+         CREATE TABLE schema_migrations (number INTEGER, name TEXT, checksum TEXT, applied_at TEXT);
+         INSERT INTO schema_migrations VALUES (1, '{}', '{}', datetime());
+         {}",
+        first.name,
+        first.checksum(),
+        first.sql
+    ))
+    .unwrap();
+    drop(db);
+    let data_of_old = old.data();
+    let wanted = "lacks migration 2";
+    target.check(&["import", "--from-embedded", data_of_old.to_str().unwrap()], 78, &[wanted, "migrate --postgres ''"]);
+    // The way out that it names.
+    target.ok(&["migrate", "--postgres", "", "--data", data_of_old.to_str().unwrap()]);
+    assert_eq!(target.json(&["import", "--from-embedded", data_of_old.to_str().unwrap()])["moved"], 0);
+    let (target, _database) = migrated();
     // A server runs on it.
     let store = open(&data);
     ask(store.present("one".to_owned(), true, time::now()));
@@ -236,9 +266,9 @@ fn what_does_not_move() {
     assert_eq!(target.json(&["link", "ls"]).as_array().unwrap().len(), 1);
 }
 
-/// Links come in while it copies: it says so at the end, and what came is there once it has run again.
+/// It is killed; then links come in while it copies, and it says so at the end; what came is there once it has run again.
 #[test]
-fn a_store_that_changes_meanwhile() {
+fn a_move_that_is_killed_and_a_store_that_changes_meanwhile() {
     let source = source();
     let lines: String = (0..60_000).map(|number| format!("c{number},https://a.test/{number}\n")).collect();
     std::fs::write(source.data().join("many.csv"), format!("code,url\n{lines}")).unwrap();
@@ -246,13 +276,26 @@ fn a_store_that_changes_meanwhile() {
     let (target, database) = migrated();
     let data = source.data();
     let arguments = ["import", "--from-embedded", data.to_str().unwrap()];
-    let child = target.spawn(&arguments);
-    eventually(LIMIT, "it copies", || database.sql("SELECT count(*) > 0 FROM links") == "t");
+    let moved = || database.sql("SELECT count(*) FROM links").parse::<u64>().unwrap();
+    let copying = |had: u64| {
+        let child = target.spawn(&arguments);
+        eventually(LIMIT, "it copies", || moved() > had);
+        child
+    };
+
+    let mut child = copying(0);
+    child.kill().unwrap();
+    assert_eq!(child.wait_with_output().unwrap().status.code(), None);
+    let had = moved();
+    assert!(had < 60_000, "it was done already: {had}");
+
+    let child = copying(had);
     source.ok(&["link", "add", "https://late.test/", "--code", "late"]);
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("was changed while it was moved: stop the server") && said.contains("it resumes"), "{said}");
+
     let moved = target.json(&arguments);
     assert_eq!((&moved["was_done"], &moved["postgres"]["links"]), (&json!(false), &json!(60_009)), "{moved}");
     assert_eq!(target.json(&["link", "show", "late"])["target"], "https://late.test/");

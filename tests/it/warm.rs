@@ -182,8 +182,8 @@ fn what_cannot_be_meant() {
 #[test]
 fn pins() {
     let place = with_links();
-    assert_eq!(place.ok(&["pin", "a", "b", "a"]), "pinned 2, 0 were pinned before: 2 pins in all");
-    assert_eq!(place.ok(&["pin", "b"]), "pinned 0, 1 were pinned before: 2 pins in all");
+    assert_eq!(place.ok(&["pin", "a", "b", "a"]), "pinned 2, 0 pinned before, 2 pins in all");
+    assert_eq!(place.ok(&["pin", "b"]), "pinned 0, 1 pinned before, 2 pins in all");
     assert_eq!(place.json(&["pin", "c", "--domain", "other.test"]), json!({"pinned": 1, "unchanged": 0, "pins": 3}));
     for action in ["pin", "unpin"] {
         place.check(&[action, "a", "nothing", "gone"], 1, &["there is no link nothing, gone"]);
@@ -192,7 +192,7 @@ fn pins() {
     assert_eq!(ask(store.pins()).len(), 3);
     // One that is deleted leaves like any other.
     place.ok(&["link", "rm", "b"]);
-    assert_eq!(place.ok(&["unpin", "b"]), "unpinned 1, 0 were not pinned: 2 pins in all");
+    assert_eq!(place.ok(&["unpin", "b"]), "unpinned 1, 0 not pinned, 2 pins in all");
     place.check(&["pin", "b"], 1, &["there is no link b"]);
     place.ok(&["link", "add", "https://d.test/", "--code", "d"]);
     assert_eq!(place.json(&["unpin", "d"]), json!({"unpinned": 0, "unchanged": 1, "pins": 2}));
@@ -201,9 +201,9 @@ fn pins() {
     let many = (2..10_000).map(|number| key(&format!("x{number}"))).collect();
     ask(store.pin(many, true, time::now()));
     place.check(&["pin", "d"], 1, &["10000 links are pinned and 1 more", "at most 10000", "waypost unpin"]);
-    assert_eq!(place.ok(&["pin", "a"]), "pinned 0, 1 were pinned before: 10,000 pins in all");
+    assert_eq!(place.ok(&["pin", "a"]), "pinned 0, 1 pinned before, 10,000 pins in all");
     place.ok(&["unpin", "a"]);
-    assert_eq!(place.ok(&["pin", "d"]), "pinned 1, 0 were pinned before: 10,000 pins in all");
+    assert_eq!(place.ok(&["pin", "d"]), "pinned 1, 0 pinned before, 10,000 pins in all");
 }
 
 #[test]
