@@ -26,7 +26,7 @@ const AGAIN_MIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(15);
 /// `waypost warm` waits for instances that were heard of within three times this.
 const PRESENT_EVERY: Duration = Duration::from_secs(30);
-/// What a crash loses of the warm file; writing it takes some ten milliseconds of one core.
+/// A period of the heat by which links are chosen (see `shards`), and what a crash loses of the warm file.
 const WARM_EVERY: Duration = Duration::from_secs(300);
 
 /// The wait before the next try: longer with each failure, and not the same on every instance.
@@ -128,6 +128,7 @@ pub async fn present(store: Store, instance: String) {
 pub struct WarmFile {
     pub path: PathBuf,
     pub memory: Arc<Memory>,
+    pub follower: Arc<Follower>,
     pub config: Arc<Config>,
     /// What a person calls it.
     pub store: String,
@@ -161,7 +162,10 @@ impl WarmFile {
         ticks.tick().await;
         loop {
             ticks.tick().await;
-            Arc::clone(&self).write().await;
+            // Gathering sends every core to the shards once more, and what only a core still has would be asked for.
+            if !self.follower.is_failing() {
+                Arc::clone(&self).write().await;
+            }
         }
     }
 

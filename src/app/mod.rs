@@ -170,6 +170,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     let warm_file = Arc::new(WarmFile {
         path: warm_file,
         memory: Arc::clone(&memory),
+        follower: Arc::clone(&follower),
         config: shared_config,
         store: store.describe(),
         domains: numbers.clone(),

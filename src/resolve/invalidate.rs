@@ -213,6 +213,9 @@ mod tests {
         feed.restart(at(1, 5));
         assert!(!feed.believes(2, before, Read::Link), "of another store, although its position is higher");
         assert!(feed.believes(2, feed.now(), Read::Link));
+        let before = feed.now();
+        feed.restart(at(1, 5));
+        assert!(!feed.believes(2, before, Read::Link), "everything was forgotten meanwhile");
     }
 
     #[test]

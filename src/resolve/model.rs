@@ -18,6 +18,8 @@ use crate::domain::time::UnixMillis;
 
 const KEYS: usize = 3;
 const PROCESSES: usize = 2;
+/// Edits that a process reads when it starts: fewer than there are.
+const REMEMBERED: usize = 2;
 const NOW: UnixMillis = UnixMillis(0);
 
 /// One step of anybody, in any order. Numbers choose among what is under way, modulo how much there is.
@@ -154,9 +156,11 @@ impl Process {
         let at = StoredAsOf { generation: store.generation, position: store.version() };
         let memory = Memory::new(0, 1, Duration::from_secs(3600), at);
         let edits = store.feed.iter().filter(|(_, _, created)| !created);
-        let hashes: Vec<(u64, u64)> =
+        let mut edits: Vec<(u64, u64)> =
             edits.map(|(version, number, _)| (memory.hash(&key(*number)), *version)).collect();
-        memory.feed.remember(hashes.into_iter(), 0);
+        let cut = edits.len().saturating_sub(REMEMBERED);
+        let since = edits.drain(..cut).last().map_or(0, |(_, version)| version);
+        memory.feed.remember(edits.into_iter(), since);
         Self { memory, start, polled: Default::default(), noted: at.position }
     }
 
