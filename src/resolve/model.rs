@@ -19,7 +19,7 @@ use crate::domain::time::UnixMillis;
 const KEYS: usize = 3;
 const PROCESSES: usize = 2;
 /// Edits that a process reads when it starts: fewer than there are.
-const REMEMBERED: usize = 2;
+const REMEMBERED: usize = 1;
 const NOW: UnixMillis = UnixMillis(0);
 
 /// One step of anybody, in any order. Numbers choose among what is under way, modulo how much there is.
@@ -80,8 +80,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         10 => process.clone().prop_map(Step::Note),
         6 => process.clone().prop_map(Step::Advance),
     ];
-    let rare = prop_oneof![process.prop_map(Step::Restart), Just(Step::PutBack)];
-    prop::collection::vec(prop_oneof![80 => step, 1 => rare], 1..300)
+    let rare = prop_oneof![4 => process.prop_map(Step::Restart), 1 => Just(Step::PutBack)];
+    prop::collection::vec(prop_oneof![30 => step, 1 => rare], 1..300)
 }
 
 type State = Option<Entry>;
