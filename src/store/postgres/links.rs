@@ -15,7 +15,8 @@ use crate::store::{Error, Result};
 
 /// One search of the index per key, whatever the planner knows of the table: a plan that was made while it was small
 /// would read all of it, until the next `ANALYZE`.
-const LOOK_UP: &str = "SELECT a.n, l.id, l.target_url, l.status, l.cache_control, l.forward_query, l.starts_at, l.expires_at,
+const LOOK_UP: &str =
+    "SELECT a.n, l.id, l.target_url, l.status, l.cache_control, l.forward_query, l.starts_at, l.expires_at,
     l.expired_url, l.disabled_at IS NOT NULL OR l.deleted_at IS NOT NULL OR coalesce(
       l.max_visits <= coalesce((SELECT used FROM link_quotas WHERE link_id = l.id), 0), false),
     l.max_visits IS NOT NULL
