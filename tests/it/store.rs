@@ -12,16 +12,17 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_postgres::NoTls;
 use waypost::config::{self, Migrate, ServiceUrl, Statements};
 use waypost::domain::key::{Case, Code, DomainId, Key};
 use waypost::domain::link::{Fields, Link, LinkId};
 use waypost::domain::target::Target;
-use waypost::domain::time::{self, UnixMillis};
+use waypost::domain::time::UnixMillis;
 use waypost::guard::keys::{KeyRecord, Scope, Scopes};
 use waypost::store::postgres::{self, Postgres};
 use waypost::store::row::{
-    Change, Filter, Found, Inserted, NewLink, OnConflict, Patch, Reading, Rest, WarmReport, WarmWhat,
+    Change, Filter, Found, Inserted, NewLink, OnConflict, Patch, Position, Reading, Rest, WarmReport, WarmWhat,
 };
 use waypost::store::sqlite::{self, Sqlite};
 use waypost::store::{Error, Store};
@@ -36,12 +37,12 @@ const ROLE_IN_URL: &str = "app%22role:app-password";
 
 /// A Postgres and a PgBouncer in front of it, shared by the tests that run at the same time, a database for each.
 struct Servers {
-    postgres: Running,
+    _postgres: Running,
     _pooler: Running,
     port: u16,
     pooler_port: u16,
     databases: AtomicU32,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 struct Running(Child);
@@ -113,11 +114,28 @@ impl Servers {
             .unwrap();
         assert!(initialised.success());
         let (port, pooler_port) = (free_port(), free_port());
+        // The authority signs a certificate for another name than the one that is connected to.
+        let openssl = |arguments: &str| {
+            let made = command("openssl").args(arguments.split(' ')).current_dir(dir.path()).status().unwrap();
+            assert!(made.success(), "{arguments}");
+        };
+        openssl(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 9 -subj /CN=ca -keyout ca.key -out ca.pem",
+        );
+        openssl(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 9 -subj /CN=no -keyout no.key -out other.pem",
+        );
+        openssl("req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=db -keyout db.key -out db.csr");
+        write("db.ext", "subjectAltName = DNS:localhost");
+        openssl("x509 -req -in db.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 9 -extfile db.ext -out db.pem");
+        let file = |name: &str| dir.path().join(name).display().to_string();
         let postgres = command(&format!("{BIN}/postgres"))
             .arg("-D")
             .arg(&data)
             .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
-            .args(["-c", "fsync=off", "-c", "max_connections=300"])
+            .args(["-c", "fsync=off", "-c", "max_connections=300", "-c", "ssl=on"])
+            .args(["-c", &format!("ssl_cert_file={}", file("db.pem"))])
+            .args(["-c", &format!("ssl_key_file={}", file("db.key"))])
             .spawn()
             .unwrap();
         let postgres = Running(postgres);
@@ -132,7 +150,7 @@ impl Servers {
         let pooler = command("/usr/sbin/pgbouncer").arg(&settings).spawn().unwrap();
         let pooler = Running(pooler);
         let servers =
-            Self { postgres, _pooler: pooler, port, pooler_port, databases: AtomicU32::new(0), _dir: dir };
+            Self { _postgres: postgres, _pooler: pooler, port, pooler_port, databases: AtomicU32::new(0), dir };
         let ready = |port: u16| {
             let url = format!("postgres://{OWNER}@127.0.0.1:{port}/postgres");
             runtime().block_on(async { tokio_postgres::connect(&url, NoTls).await.is_ok() })
@@ -455,11 +473,9 @@ fn changes_of_a_link() {
         store.change(key("a"), Change::Edit(Box::new(patch)), at).await.unwrap().unwrap();
         let edited = sample.link("a").await;
         assert_eq!((edited.fields.tags.as_slice(), &edited.fields.title), (["y".into(), "z".into()].as_slice(), &None));
-        for (change, disabled, deleted) in [
-            (Change::Disable, true, false),
-            (Change::Enable, false, false),
-            (Change::Delete, false, true),
-        ] {
+        for (change, disabled, deleted) in
+            [(Change::Disable, true, false), (Change::Enable, false, false), (Change::Delete, false, true)]
+        {
             let after = store.change(key("a"), change, at).await.unwrap().unwrap();
             assert_eq!((after.disabled_at.is_some(), after.deleted_at.is_some()), (disabled, deleted));
             assert_eq!(after, sample.link("a").await, "{}", sample.kind);
@@ -506,7 +522,8 @@ fn listings() {
         let domain = sample.store.number_domains(vec!["b.example".into()]).await.unwrap()[0];
         let mut links = Vec::new();
         for n in 0..20_u64 {
-            let mut new = sample.new_link(&format!("code-{n}"), &format!("https://example.com/{n}_x"), OnConflict::Take);
+            let mut new =
+                sample.new_link(&format!("code-{n}"), &format!("https://example.com/{n}_x"), OnConflict::Take);
             new.fields.tags = if n % 2 == 0 { vec!["even".into()] } else { Vec::new() };
             new.fields.title = (n == 3).then(|| "50% \\ off".into());
             new.key.domain = if n < 5 { domain } else { DomainId(0) };
@@ -588,4 +605,503 @@ fn settings_ranges_domains_and_keys() {
         let want = KeyRecord { revoked_at: Some(UnixMillis(10)), last_used_at: Some(UnixMillis(9)), ..key };
         assert_eq!(store.keys().await.unwrap(), [want], "{}", sample.kind);
     });
+}
+
+#[test]
+fn changes_at_the_same_time_are_all_kept() {
+    each_store(async |sample| {
+        sample.add("a", A).await;
+        let tasks: Vec<_> = (0..8)
+            .map(|n| {
+                let store = sample.store.clone();
+                let some = || Some(Some("set".to_owned()));
+                let patch = match n {
+                    0 => Patch { title: some(), ..Patch::default() },
+                    1 => Patch { note: some(), ..Patch::default() },
+                    2 => Patch { cache_control: some(), ..Patch::default() },
+                    3 => Patch { tags: Some(vec!["set".into()]), ..Patch::default() },
+                    4 => Patch { status: Some(Some(308)), ..Patch::default() },
+                    5 => Patch { starts_at: Some(Some(NOW)), ..Patch::default() },
+                    6 => Patch { max_visits: Some(Some(5)), ..Patch::default() },
+                    _ => Patch { forward_query: Some(Some(true)), ..Patch::default() },
+                };
+                tokio::spawn(async move { store.change(key("a"), Change::Edit(Box::new(patch)), NOW).await })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap().unwrap().unwrap();
+        }
+        let fields = sample.link("a").await.fields;
+        let set = Some("set".to_owned());
+        assert_eq!((&fields.title, &fields.note, &fields.cache_control), (&set, &set, &set), "{}", sample.kind);
+        assert_eq!((fields.tags, fields.status), (vec!["set".to_owned()], Some(308)));
+        assert_eq!((fields.starts_at, fields.max_visits, fields.forward_query), (Some(NOW), Some(5), Some(true)));
+        sample.assert_gapless().await;
+    });
+}
+
+#[test]
+fn a_row_that_is_no_link_harms_no_other() {
+    each_postgres(
+        |_| {},
+        async |sample| {
+            for (code, harm) in
+                [("a", "status = 200"), ("b", "target_url = E'https://a\r\nb'"), ("c", "expired_url = ''")]
+            {
+                sample.add(code, A).await;
+                sample.run(&format!("UPDATE links SET {harm} WHERE code = '{code}'")).await;
+            }
+            let good = sample.add("d", A).await.entry();
+            let found = sample.store.look_up(vec![key("a"), key("b"), key("d"), key("c")]).await.unwrap();
+            let want = [Found::Unreadable, Found::Unreadable, Found::Entry(good), Found::Unreadable];
+            assert_eq!(found, want, "{}", sample.kind);
+        },
+    );
+}
+
+#[test]
+fn edits_are_the_changes_that_create_nothing() {
+    each_postgres(
+        |_| {},
+        async |sample| {
+            for code in ["a", "b", "c"] {
+                sample.add(code, A).await;
+                sample.store.change(key(code), edit(B), NOW).await.unwrap().unwrap();
+            }
+            let edits = sample.store.edits(2).await.unwrap();
+            let edits: Vec<_> = edits.iter().map(|row| (row.version, row.key, row.created)).collect();
+            assert_eq!(edits, [(4, key("b"), false), (6, key("c"), false)], "{}", sample.kind);
+        },
+    );
+}
+
+#[test]
+fn worker_ids_are_leased_to_one_holder_at_a_time() {
+    each_postgres(
+        |_| {},
+        async |sample| {
+            let store = &sample.store;
+            let lease = async |holder: &str, wanted: Option<u16>, now_ms: u64| {
+                store.lease_worker(holder.into(), wanted, now_ms, 60_000).await.unwrap()
+            };
+            let first = lease("a", None, 1_000_000).await.unwrap();
+            assert_eq!((first.worker_id, first.epoch, first.from_ms, first.until_ms), (0, 1, 1_000_000, 1_060_000));
+            let second = lease("b", None, 1_000_000).await.unwrap();
+            assert_eq!(second.worker_id, 1);
+            assert_eq!(lease("b", Some(0), 1_000_000).await, None, "it is another's");
+            assert_eq!(lease("c", Some(700), 5).await.unwrap().worker_id, 700);
+            // Its holder gets it again, past what was given before.
+            let again = lease("a", None, 1_000_500).await.unwrap();
+            assert_eq!((again.worker_id, again.epoch, again.from_ms), (0, 2, 1_060_001), "{}", sample.kind);
+            assert_eq!(store.renew_worker(first, 1_030_000, 60_000).await.unwrap(), None, "it was leased anew");
+            let renewed = store.renew_worker(again, 1_200_000, 60_000).await.unwrap().unwrap();
+            assert_eq!((renewed.from_ms, renewed.until_ms), (again.from_ms, 1_260_000));
+            store.release_worker(first, 0).await.unwrap();
+            assert_eq!(lease("d", Some(0), 1).await, None, "an old lease gives nothing back");
+            store.release_worker(renewed, 1_210_000).await.unwrap();
+            let next = lease("d", None, 1).await.unwrap();
+            assert_eq!((next.worker_id, next.from_ms), (0, 1_210_001), "{}", sample.kind);
+            sample.run("UPDATE worker_leases SET expires_at = now() WHERE worker_id = 1").await;
+            assert_eq!(lease("e", Some(1), 1).await.unwrap().from_ms, second.until_ms + 1, "it expired");
+            let tasks = (0..30).map(|n| {
+                let store = store.clone();
+                tokio::spawn(async move { store.lease_worker(format!("holder {n}"), None, 1, 60_000).await.unwrap() })
+            });
+            let mut ids = Vec::new();
+            for task in tasks.collect::<Vec<_>>() {
+                ids.push(task.await.unwrap().unwrap().worker_id);
+            }
+            ids.sort_unstable();
+            assert_eq!(ids, (2..32).collect::<Vec<_>>(), "{}", sample.kind);
+        },
+    );
+}
+
+#[test]
+fn a_changed_timeline_begins_a_generation() {
+    each_postgres(
+        |_| {},
+        async |sample| {
+            let (store, generation) = (&sample.store, async || sample.store.position().await.unwrap().generation);
+            assert_eq!(generation().await, 0);
+            let lease = store.lease_worker("a".into(), None, 1000, 1000).await.unwrap().unwrap();
+            assert_eq!(generation().await, 0, "the same timeline");
+            sample.run("UPDATE feed SET timeline = '0000002A'").await;
+            let tasks: Vec<_> = (0..4)
+                .map(|_| store.clone())
+                .map(|store| tokio::spawn(async move { store.position().await }))
+                .collect();
+            for task in tasks {
+                assert_eq!(task.await.unwrap().unwrap().generation, 1, "{}: begun once", sample.kind);
+            }
+            assert_eq!(store.begin_generation(0).await.unwrap(), 1, "it was begun by somebody else");
+            assert_eq!(store.begin_generation(1).await.unwrap(), 2);
+            let next = store.lease_worker("a".into(), None, 1000, 1000).await.unwrap().unwrap();
+            assert_eq!(next.from_ms, lease.until_ms + 240_001, "{}: twice two minutes", sample.kind);
+        },
+    );
+}
+
+#[test]
+fn warm_requests_pins_and_instances() {
+    each_postgres(
+        |_| {},
+        async |sample| {
+            let store = &sample.store;
+            let mut links = Vec::new();
+            for (code, clicks) in [("a", 5), ("b", 7), ("c", 6)] {
+                let mut new = sample.new_link(code, A, OnConflict::Take);
+                new.imported_clicks = clicks;
+                new.fields.tags = vec!["t".into()];
+                links.push(new);
+            }
+            store.insert(links, NOW).await.unwrap();
+            let asked =
+                [WarmWhat::Codes(vec![(0, "a".into()), (0, "b".into())]), WarmWhat::Tag("t".into()), WarmWhat::Top(2)];
+            let keys = [vec![key("a"), key("b")], vec![key("a"), key("b"), key("c")], vec![key("b"), key("c")]];
+            for (what, keys) in asked.iter().zip(&keys) {
+                assert_eq!(store.keys_of(what.clone(), 100).await.unwrap(), *keys, "{}", sample.kind);
+                assert_eq!(store.keys_of(what.clone(), 1).await.unwrap(), keys[..1]);
+            }
+            let mut numbers = Vec::new();
+            for what in &asked {
+                numbers.push(store.ask_warm(what.clone(), NOW).await.unwrap());
+            }
+            assert_eq!(numbers, [1, 2, 3]);
+            assert_eq!(store.position().await.unwrap(), Position { version: 3, generation: 0, asked: 3 });
+            let requests = store.warm_requests(1).await.unwrap();
+            assert_eq!(
+                requests.iter().map(|request| &request.what).collect::<Vec<_>>(),
+                asked[1..].iter().collect::<Vec<_>>()
+            );
+            let report = |loaded| WarmReport { instance: "i".into(), loaded, missing: 1 };
+            for loaded in [1, 2] {
+                store.report_warm(1, report(loaded), NOW).await.unwrap();
+            }
+            assert_eq!(store.warm_reports(1).await.unwrap(), [report(2)]);
+            store.ask_warm(WarmWhat::Top(1), UnixMillis(NOW.0 + 86_400_001)).await.unwrap();
+            assert_eq!(store.warm_requests(0).await.unwrap().len(), 1, "the others are a day old");
+            assert_eq!(store.warm_reports(1).await.unwrap(), []);
+
+            assert_eq!(store.pin(vec![key("a"), key("x"), key("a")], true, NOW).await.unwrap(), 2);
+            assert_eq!(store.pin(vec![key("a"), key("b")], true, NOW).await.unwrap(), 1);
+            assert_eq!(store.pin(vec![key("x"), key("y")], false, NOW).await.unwrap(), 1);
+            assert_eq!(store.pins().await.unwrap(), [key("a"), key("b")], "{}", sample.kind);
+            assert_eq!(store.position().await.unwrap().asked, 7);
+
+            store.present("i".into(), true, NOW).await.unwrap();
+            store.present("j".into(), true, NOW).await.unwrap();
+            store.present("i".into(), true, UnixMillis(NOW.0 + 1)).await.unwrap();
+            store.present("j".into(), false, NOW).await.unwrap();
+            let instances = store.instances().await.unwrap();
+            assert_eq!(
+                instances.iter().map(|row| (row.instance.as_str(), row.seen_at.0)).collect::<Vec<_>>(),
+                [("i", NOW.0 + 1)]
+            );
+        },
+    );
+}
+
+#[test]
+fn links_move_in_once() {
+    each_postgres(
+        |_| {},
+        async |sample| {
+            let store = &sample.store;
+            let from = Sample::sqlite();
+            let rest = Rest {
+                store_id: "one".into(),
+                generation: 4,
+                version: 90,
+                links: 3,
+                settings: vec![("codes.case".into(), b"sensitive".to_vec())],
+                domains: vec![(DomainId(0), String::new()), (DomainId(5), "b.example".into())],
+                ranges: vec![("link_ids".into(), 1001)],
+                keys: Vec::new(),
+                pins: vec![key("a")],
+            };
+            // What a server settled before is not what the links were made with.
+            store.settle("codes.case", b"insensitive".to_vec()).await.unwrap();
+            store.number_domains(vec!["b.example".into()]).await.unwrap();
+            let mut links = Vec::new();
+            for code in ["a", "b", "c"] {
+                let mut new = from.new_link(code, A, OnConflict::Take);
+                new.fields.tags = vec!["t".into(), "u".into()];
+                new.fields.max_visits = Some(3);
+                new.imported_clicks = 2;
+                let id = new.id;
+                from.store.insert(vec![new], NOW).await.unwrap();
+                from.store.take_visit(key(code), id, NOW).await.unwrap();
+                links.push(from.link(code).await);
+            }
+            links[2] = from.store.change(key("c"), Change::Delete, NOW).await.unwrap().unwrap();
+            assert!(matches!(store.adopt(links.clone()).await, Err(Error::Schema(_))), "its settings come first");
+            assert_eq!(store.adopt_rest(rest.clone(), false).await.unwrap(), LinkId(0));
+            assert_eq!(store.settle("codes.case", Vec::new()).await.unwrap(), b"sensitive");
+            assert_eq!(store.domains().await.unwrap(), rest.domains, "{}", sample.kind);
+            assert_eq!(store.adopt(links[..2].to_vec()).await.unwrap(), LinkId(2));
+            // It stopped here, and begins again.
+            assert_eq!(store.adopt_rest(rest.clone(), false).await.unwrap(), LinkId(2));
+            assert_eq!(store.adopt(links[1..].to_vec()).await.unwrap(), LinkId(3));
+            for _ in 0..2 {
+                assert_eq!(store.adopt_rest(rest.clone(), true).await.unwrap(), LinkId(3));
+                let position = store.position().await.unwrap();
+                assert_eq!((position.version, position.generation), (90, 5), "{}", sample.kind);
+            }
+            for link in &links {
+                assert_eq!(store.link(link.key).await.unwrap().as_ref(), Some(link), "{}", sample.kind);
+            }
+            assert_eq!(store.pins().await.unwrap(), [key("a")]);
+            assert_eq!(store.lease("link_ids", 1, 10).await.unwrap(), 1001);
+            assert_eq!(store.changes(0, 10).await.unwrap(), []);
+            let edited = store.change(key("a"), edit(B), NOW).await.unwrap().unwrap();
+            assert_eq!(edited.version, 91);
+            assert_eq!(store.adopt(links.clone()).await.unwrap(), LinkId(3));
+            assert_eq!(sample.link("a").await, edited, "what is there is left alone");
+            let refused = store.adopt_rest(Rest { store_id: "two".into(), ..rest.clone() }, false).await.unwrap_err();
+            assert!(matches!(&refused, Error::Schema(why) if why.contains("another store")), "{refused}");
+
+            let other = Sample::postgres("postgres", Statements::Prepared, |_| {}).await;
+            other.add("own", A).await;
+            let refused = other.store.adopt_rest(rest, false).await.unwrap_err();
+            assert!(matches!(&refused, Error::Schema(why) if why.contains("links of its own")), "{refused}");
+        },
+    );
+}
+
+#[test]
+fn a_hint_follows_a_change() {
+    runtime().block_on(async {
+        let sample = Sample::postgres("postgres", Statements::Prepared, |_| {}).await;
+        let mut hints = sample.only_postgres().listen().await.unwrap().unwrap();
+        let hint = async |hints: &mut postgres::Hints| tokio::time::timeout(LIMIT, hints.next()).await.unwrap();
+        sample.add("a", A).await;
+        hint(&mut hints).await.unwrap();
+        sample.store.change(key("a"), edit(B), NOW).await.unwrap().unwrap();
+        hint(&mut hints).await.unwrap();
+        sample.store.pin(vec![key("a")], true, NOW).await.unwrap();
+        hint(&mut hints).await.unwrap();
+        sample.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'").await;
+        assert!(hint(&mut hints).await.is_err_and(|error| error.is_transient()));
+
+        let pooled = Sample::postgres("pgbouncer", Statements::Unnamed, |_| {}).await;
+        assert!(pooled.only_postgres().listen().await.unwrap().is_none(), "there is no way past the pooler");
+    });
+}
+
+/// A call that finds a lock held ends by itself, its connection with it, and holds nothing.
+#[test]
+fn a_call_that_takes_too_long_ends_with_its_connection() {
+    let short = |settings: &mut config::Postgres| {
+        settings.statement_timeout = Duration::from_millis(300);
+        settings.lookup_timeout = Duration::from_millis(300);
+    };
+    each_postgres(short, async |sample| {
+        sample.add("a", A).await;
+        let (servers, database) = sample.behind.as_ref().unwrap();
+        let url = format!("postgres://{OWNER}@127.0.0.1:{}/{database}", servers.port);
+        let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute("BEGIN; LOCK TABLE links IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        let open = sample.only_postgres().figures().open;
+        assert!(open > 0);
+        let late = sample.store.look_up(vec![key("a")]).await.unwrap_err();
+        assert!(late.is_transient(), "{late}");
+        assert!(sample.only_postgres().figures().open < open, "{}", sample.kind);
+        let late = sample.store.insert(vec![sample.new_link("b", A, OnConflict::Take)], NOW).await.unwrap_err();
+        assert!(late.is_transient(), "{late}");
+        client.batch_execute("COMMIT").await.unwrap();
+        assert_eq!(sample.insert(&[("b", A, OnConflict::Take)]).await, [Inserted::Created], "{}", sample.kind);
+        assert!(matches!(sample.store.look_up(vec![key("a")]).await.unwrap()[..], [Found::Entry(_)]));
+        sample.assert_gapless().await;
+    });
+}
+
+/// After a failover a former primary takes no writes; once it does again, or another one does, nothing remembers.
+#[test]
+fn a_server_that_takes_no_writes_is_left() {
+    runtime().block_on(async {
+        let sample = Sample::postgres("postgres", Statements::Prepared, |_| {}).await;
+        sample.add("a", A).await;
+        let (_, database) = sample.behind.as_ref().unwrap();
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename <> 'owner' AND datname = current_database()";
+        sample.run(&format!("ALTER DATABASE {database} SET default_transaction_read_only = on; {end}")).await;
+        // The pool may still have one that was ended.
+        for attempt in 0..20 {
+            let error = sample.store.insert(vec![sample.new_link("b", A, OnConflict::Take)], NOW).await.unwrap_err();
+            assert!(error.is_transient(), "{error}");
+            if error.to_string().contains("25006") {
+                break;
+            }
+            assert!(attempt < 19, "{error}");
+        }
+        let error = sample.store.position().await.unwrap_err();
+        assert!(error.is_transient() && error.to_string().contains("takes no writes"), "{error}");
+        let url = sample.behind.as_ref().unwrap().0.settings(database, Statements::Prepared);
+        let (client, connection) =
+            tokio_postgres::connect(url.migrate_url.unwrap().expose(), NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute("SET default_transaction_read_only = off").await.unwrap();
+        client.batch_execute(&format!("ALTER DATABASE {database} RESET ALL")).await.unwrap();
+        assert_eq!(sample.insert(&[("b", A, OnConflict::Take)]).await, [Inserted::Created]);
+        sample.store.position().await.unwrap();
+    });
+}
+
+/// Between us and the server; can keep the server's answers on connections that exist.
+struct Muffle {
+    port: u16,
+    /// Connections below this number are muted.
+    muted: Arc<AtomicU32>,
+    count: Arc<AtomicU32>,
+}
+
+impl Muffle {
+    async fn before(port: u16) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let this = Self { port: listener.local_addr().unwrap().port(), muted: Arc::default(), count: Arc::default() };
+        let (muted, count) = (this.muted.clone(), this.count.clone());
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let number = count.fetch_add(1, Ordering::SeqCst);
+                let server = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let (mut from_client, mut to_client) = client.into_split();
+                let (mut from_server, mut to_server) = server.into_split();
+                tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+                let muted = muted.clone();
+                tokio::spawn(async move {
+                    let mut bytes = vec![0; 65_536];
+                    while let Ok(count @ 1..) = from_server.read(&mut bytes).await {
+                        if number >= muted.load(Ordering::SeqCst) && to_client.write_all(&bytes[..count]).await.is_err()
+                        {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        this
+    }
+
+    fn mute(&self) {
+        self.muted.store(self.count.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_create_that_was_committed_unheard_is_no_failure() {
+    runtime().block_on(async {
+        let servers = tokio::task::spawn_blocking(Servers::shared).await.unwrap();
+        let muffle = Muffle::before(servers.port).await;
+        let sample = Sample::postgres("postgres", Statements::Prepared, |settings| {
+            let url = settings.url.expose().replace(&format!(":{}/", servers.port), &format!(":{}/", muffle.port));
+            settings.url = ServiceUrl::new(url);
+            settings.statement_timeout = Duration::from_millis(500);
+        })
+        .await;
+        sample.add("a", A).await;
+        sample.insert(&[("b", A, OnConflict::Take)]).await;
+        muffle.mute();
+        // Of both writes in it only one is new.
+        let rows = [("a", B, OnConflict::Refuse), ("c", A, OnConflict::Take)];
+        assert_eq!(sample.insert(&rows).await, [Inserted::Taken, Inserted::Created]);
+        assert_eq!(
+            muffle.count.load(Ordering::SeqCst),
+            muffle.muted.load(Ordering::SeqCst) + 1,
+            "it was heard of anew"
+        );
+        sample.assert_gapless().await;
+    });
+}
+
+#[test]
+fn tls_is_as_strict_as_the_url_says() {
+    runtime().block_on(async {
+        let servers = tokio::task::spawn_blocking(Servers::shared).await.unwrap();
+        let database = servers.database().await;
+        let file = |name: &str| servers.dir.path().join(name).display().to_string();
+        let check = async |host: &str, query: &str, works: bool| {
+            let mut settings = servers.settings(&database, Statements::Prepared);
+            let query = query.replace("CA", &file("ca.pem")).replace("OTHER", &file("other.pem"));
+            let url = format!("postgres://{ROLE_IN_URL}@{host}:{}/{database}?{query}", servers.port);
+            settings.url = ServiceUrl::new(url);
+            let checked = Postgres::open(&settings).unwrap().check_schema().await;
+            assert_eq!(checked.is_ok(), works, "{host} {query}: {checked:?}");
+        };
+        check("127.0.0.1", "sslmode=disable", true).await;
+        check("127.0.0.1", "sslmode=prefer", true).await;
+        check("127.0.0.1", "sslmode=require", true).await;
+        check("127.0.0.1", "sslmode=require&sslrootcert=OTHER", false).await;
+        check("127.0.0.1", "sslmode=verify-ca&sslrootcert=CA", true).await;
+        check("localhost", "sslmode=verify-ca&sslrootcert=OTHER", false).await;
+        check("127.0.0.1", "sslmode=verify-full&sslrootcert=CA", false).await;
+        check("localhost", "sslmode=verify-full&sslrootcert=CA", true).await;
+        check("localhost", "sslmode=verify-full&sslrootcert=OTHER", false).await;
+        check("localhost", "sslmode=require&channel_binding=require", true).await;
+
+        let mut settings = servers.settings(&database, Statements::Prepared);
+        settings.url = ServiceUrl::new("postgres://a:secret@b/c?sslmode=verify-full&sslrootcert=/none".into());
+        let error = Postgres::open(&settings).unwrap_err();
+        assert!(matches!(&error, Error::Schema(why) if why.contains("/none") && !why.contains("secret")), "{error}");
+    });
+}
+
+#[test]
+fn the_schema_is_checked_and_migrated() {
+    runtime().block_on(async {
+        let servers = tokio::task::spawn_blocking(Servers::shared).await.unwrap();
+        servers.run("postgres", "CREATE DATABASE bare").await;
+        let check = async |change: &dyn Fn(&mut config::Postgres), transient: bool, want: &str| {
+            let mut settings = servers.settings("bare", Statements::Prepared);
+            settings.connect_timeout = Duration::from_secs(1);
+            change(&mut settings);
+            let error = Postgres::open(&settings).unwrap().check_schema().await.unwrap_err();
+            assert_eq!(error.is_transient(), transient, "{error}");
+            assert!(error.to_string().contains(want) && !error.to_string().contains("app-password"), "{error}");
+        };
+        let url = |settings: &mut config::Postgres, from: &str, to: &str| {
+            settings.url = ServiceUrl::new(settings.url.expose().replace(from, to));
+        };
+        check(&|_| {}, false, "waypost migrate").await;
+        check(&|settings| url(settings, "/bare", "/nowhere"), false, "\"nowhere\" does not exist").await;
+        check(&|settings| url(settings, "app-password", "wrong-password"), false, "28P01").await;
+        let port = servers.port;
+        check(&|settings| url(settings, &format!(":{port}/"), &format!(":{}/", free_port())), true, "").await;
+
+        let settings = servers.settings("bare", Statements::Prepared);
+        assert_eq!(postgres::pending(&settings).await.unwrap().len(), postgres::MIGRATIONS.len());
+        let tasks: Vec<_> = (0..3)
+            .map(|_| settings.clone())
+            .map(|settings| tokio::spawn(async move { postgres::migrate(&settings).await.unwrap().len() }))
+            .collect();
+        let mut applied = 0;
+        for task in tasks {
+            applied += task.await.unwrap();
+        }
+        assert_eq!(applied, postgres::MIGRATIONS.len(), "each once");
+        assert!(postgres::pending(&settings).await.unwrap().is_empty());
+        check(&|_| {}, false, "--grants").await;
+        postgres::grants(&settings, ROLE).await.unwrap();
+        let store = Postgres::open(&settings).unwrap();
+        store.check_schema().await.unwrap();
+        servers.run("bare", "INSERT INTO schema_migrations (number, name, checksum) VALUES (99, 'new', 'x')").await;
+        check(&|_| {}, false, "newer waypost").await;
+        assert!(matches!(postgres::migrate(&settings).await, Err(Error::Schema(_))));
+    });
+}
+
+#[test]
+fn a_standby_that_is_away_is_not_waited_for() {
+    each_postgres(
+        |settings| {
+            let url = format!("postgres://{ROLE_IN_URL}@127.0.0.1:{}/none", free_port());
+            settings.replica_url = Some(ServiceUrl::new(url));
+        },
+        async |sample| {
+            sample.add("a", A).await;
+            assert_eq!(sample.store.count(Filter::default(), Reading::Lately).await.unwrap(), 1);
+            let page = sample.store.page(Filter::default(), None, 10, Reading::Lately).await.unwrap();
+            assert_eq!(page, [sample.link("a").await], "{}", sample.kind);
+        },
+    );
 }

@@ -31,7 +31,8 @@ const GROUP_MAX: usize = 512;
 const GROUP_ROWS_MAX: usize = 5_000;
 
 /// Versions follow the last one that was given, by this transaction or before it. Rows whose code is taken are left
-/// out: the feed's row is locked, so that nobody takes one in between.
+/// out: the feed's row is locked, so that nobody takes one in between. OFFSET 0 keeps it one search of the index per row,
+/// as in the look-up.
 const INSERT: &str = "WITH asked AS (
     SELECT * FROM unnest($1::int8[], $2::int4[], $3::text[], $4::text[], $5::text[], $6::int4[], $7::text[], $8::text[],
         $9::text[], $10::int8[], $11::int8[], $12::text[], $13::int8[], $14::bool[], $15::int8[], $16::int8[], $17::int8[])
@@ -40,7 +41,8 @@ const INSERT: &str = "WITH asked AS (
   ), fresh AS (
     SELECT a.*, row_number() OVER (ORDER BY a.n)
       + (SELECT greatest(version, (SELECT max(version) FROM link_changes)) FROM feed) AS version
-    FROM asked a WHERE NOT EXISTS (SELECT 1 FROM links l WHERE l.domain_id = a.domain_id AND l.code = a.code)
+    FROM asked a WHERE NOT EXISTS (
+      SELECT 1 FROM links l WHERE l.domain_id = a.domain_id AND l.code = a.code OFFSET 0)
   ), made AS (
     INSERT INTO links (id, domain_id, code, target_url, target_written, status, cache_control, title, note, starts_at,
       expires_at, expired_url, max_visits, forward_query, version, created_at, updated_at)

@@ -44,13 +44,16 @@ const SETTINGS_OF_NEW: &str = "INSERT INTO settings (name, value)
   SELECT * FROM unnest($1::text[], $2::bytea[]) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
 const SETTINGS: &str = "INSERT INTO settings (name, value)
   SELECT * FROM unnest($1::text[], $2::bytea[]) ON CONFLICT (name) DO NOTHING";
-const DOMAINS: &str = "INSERT INTO domains (id, host) SELECT * FROM unnest($1::int4[], $2::text[]) ON CONFLICT DO NOTHING";
+const DOMAINS: &str =
+    "INSERT INTO domains (id, host) SELECT * FROM unnest($1::int4[], $2::text[]) ON CONFLICT DO NOTHING";
 const RANGES: &str = "INSERT INTO ranges (name, next) SELECT * FROM unnest($1::text[], $2::int8[])
   ON CONFLICT (name) DO UPDATE SET next = greatest(ranges.next, excluded.next)";
-const KEYS: &str = "INSERT INTO api_keys (id, name, digest, scopes, per_minute, created_at, expires_at, revoked_at, last_used_at)
+const KEYS: &str =
+    "INSERT INTO api_keys (id, name, digest, scopes, per_minute, created_at, expires_at, revoked_at, last_used_at)
   SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::int8[], $6::int8[], $7::int8[], $8::int8[],
     $9::int8[]) ON CONFLICT (id) DO NOTHING";
-const PINS: &str = "INSERT INTO pins (domain_id, code) SELECT * FROM unnest($1::int4[], $2::text[]) ON CONFLICT DO NOTHING";
+const PINS: &str =
+    "INSERT INTO pins (domain_id, code) SELECT * FROM unnest($1::int4[], $2::text[]) ON CONFLICT DO NOTHING";
 /// Once: who is done already stays in his generation.
 const FINISH: &str = "WITH done AS (
     INSERT INTO settings (name, value) VALUES ('moved.done', '1') ON CONFLICT (name) DO NOTHING RETURNING name
@@ -191,7 +194,9 @@ impl Postgres {
         self.inner.again(&queries).await?;
         let known = self.domains().await?;
         if let Some((_, host)) = rest.domains.iter().find(|domain| !known.contains(domain)) {
-            return Err(Error::Schema(format!("the domain {host:?} has another number here: move into an empty database")));
+            return Err(Error::Schema(format!(
+                "the domain {host:?} has another number here: move into an empty database"
+            )));
         }
         Ok(LinkId(self.moved().await?.to))
     }
@@ -201,14 +206,13 @@ impl Postgres {
         let row = only(&rows)?;
         let text = |column: usize| {
             let value: Option<Vec<u8>> = get(row, column)?;
-            value.map(String::from_utf8).transpose().map_err(|error| Error::Broken(format!("the mark of a move: {error}")))
+            value
+                .map(String::from_utf8)
+                .transpose()
+                .map_err(|error| Error::Broken(format!("the mark of a move: {error}")))
         };
         let to = text(1)?.unwrap_or_default();
-        Ok(State {
-            from: text(0)?,
-            to: to.parse().unwrap_or(0),
-            has_links: get(row, 2)?,
-        })
+        Ok(State { from: text(0)?, to: to.parse().unwrap_or(0), has_links: get(row, 2)? })
     }
 }
 
