@@ -2,8 +2,9 @@
 //!
 //! In: commands of one key each. Out: their answers, in one round trip to each node that has some of the keys.
 //! Never: follows a MOVED or an ASK: the key is a miss once, and the map of slots is read anew in the background. (The
-//! client's own cluster connection follows them, and holds back the keys of all nodes meanwhile: measured, up to a
-//! second while 300 slots moved.) Never lets one node's silence cost the keys of another.
+//! client's own cluster connection follows them, and holds back the keys of all nodes meanwhile: measured, four fifths
+//! of a thousand keys were not answered within a second while 300 slots moved.) Never lets one node's silence cost the
+//! keys of another.
 //! At its limit: the map is read at most each [`REFRESH_GAP`]; keys of slots that nobody has are failures.
 //!
 //! Redis Cluster specification, sections "Key distribution model" and "MOVED redirection".

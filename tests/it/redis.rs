@@ -397,6 +397,21 @@ fn a_server_that_dies_and_comes_back_and_forgets() {
 }
 
 #[test]
+fn a_silent_subscription_is_asked_whether_it_lives() {
+    let server = Server::start(&[]);
+    let client = Client::of(&server.url());
+    let mut hints = client.hints().unwrap();
+    // Longer than the time between two questions: the answers are no hints.
+    let idle = Duration::from_secs(6);
+    let early = client.runtime.block_on(async { tokio::time::timeout(idle, hints.next()).await });
+    assert!(early.is_err(), "{early:?}");
+    client.redis.publish(b"x".to_vec());
+    client.hint(&mut hints).unwrap();
+    server.signal(Signal::STOP);
+    assert!(client.hint(&mut hints).is_err());
+}
+
+#[test]
 fn a_read_only_server_is_left_for_another() {
     let server = Server::start(&[]);
     let client = Client::of(&server.url());
