@@ -525,3 +525,53 @@ pub fn moment(field: &'static str, text: &str, now: Option<UnixMillis>) -> Resul
 pub fn rfc3339(at: UnixMillis) -> String {
     jiff::Timestamp::from_millisecond(at.0).map(|at| at.to_string()).unwrap_or_else(|_| at.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{LEASE, Links};
+    use crate::codes::{Alphabet, Strategy};
+    use crate::config;
+    use crate::domain::key::Case;
+    use crate::guard::targets::{Lookalikes, Policy};
+    use crate::store::Store;
+    use crate::store::sqlite::{self, Sqlite};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn a_new_generation_drops_what_is_leased_and_permutes_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("waypost.db");
+        sqlite::migrate(&path).unwrap();
+        let store = Store::Sqlite(Sqlite::open(&path).unwrap());
+        let codes = config::Codes {
+            strategy: Strategy::Permuted,
+            length: 7,
+            alphabet: Alphabet::Base62,
+            case: Case::Sensitive,
+            worker_id: None,
+            worker_lease: Duration::from_secs(60),
+        };
+        let policy = Arc::new(Policy::new(&["https"], 100, None, &[""; 0], Lookalikes::Flag).unwrap());
+        let open = async || Links::open(store.clone(), Arc::clone(&policy), codes.clone(), None).await.unwrap();
+        let links = open().await;
+        assert_eq!((links.next_id().await.unwrap(), links.next_id().await.unwrap()), (1, 2));
+        let before = links.generate().await.unwrap();
+        links.set_generation(0);
+        assert_eq!(links.next_id().await.unwrap(), 3, "it is the same");
+
+        assert_eq!(store.begin_generation(0).await.unwrap(), 1);
+        // As a standby that knows of none of the leases.
+        rusqlite::Connection::open(&path).unwrap().execute("DELETE FROM ranges", []).unwrap();
+        links.set_generation(1);
+        assert_eq!(links.next_id().await.unwrap(), LEASE + 1, "past all that it was given before");
+        assert_eq!(links.next_id().await.unwrap(), LEASE + 2);
+        links.generate().await.unwrap();
+        assert_eq!(links.permuted.lock().await.leased.numbers.end, 2 * LEASE);
+        // One that starts now begins with the first number, and with another code than that one gave.
+        rusqlite::Connection::open(&path).unwrap().execute("DELETE FROM ranges", []).unwrap();
+        let started = open().await;
+        assert_ne!(started.generate().await.unwrap(), before);
+        assert_eq!(started.permuted.lock().await.leased.numbers.end, LEASE);
+    }
+}

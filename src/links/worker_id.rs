@@ -282,3 +282,43 @@ impl WorkerId {
 fn clock_ms() -> u64 {
     u64::try_from(time::now().0).unwrap_or(0).max(EPOCH_MS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{NAME_CHARS, instance_id};
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_name_stays_with_its_folder_and_is_one_process_s() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let first = instance_id(&data).unwrap();
+        let name = first.as_str().to_owned();
+        assert!(name.len() == NAME_CHARS && name.bytes().all(|byte| byte.is_ascii_hexdigit()), "{name}");
+        assert_eq!(std::fs::metadata(data.join("instance")).unwrap().permissions().mode() & 0o777, 0o600);
+        let second = instance_id(&data).unwrap();
+        assert_ne!(second.as_str(), name, "the folder is the first one's");
+        drop(first);
+        assert_eq!(instance_id(&data).unwrap().as_str(), name);
+    }
+
+    #[test]
+    fn what_is_no_name_is_replaced_by_one() {
+        let good = "0123456789abcdef0123456789abcdef";
+        let check = |content: &[u8], kept: bool| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("instance");
+            std::fs::write(&path, content).unwrap();
+            let name = instance_id(folder.path()).unwrap().as_str().to_owned();
+            assert_eq!(name == good, kept, "{content:?}");
+            assert_eq!(std::fs::read_to_string(path).unwrap().trim_end(), name, "{content:?}");
+        };
+        check(good.as_bytes(), true);
+        check(format!("{good}\n").as_bytes(), true);
+        check(b"", false);
+        check(b"0123", false);
+        check(format!("{good}{good}").as_bytes(), false);
+        check(&[0xFF; 32], false);
+        check("é".repeat(16).as_bytes(), false);
+    }
+}
