@@ -119,6 +119,7 @@ impl Kept {
 }
 
 /// A server that could be started: its folder, its configuration, its arguments. Started again it is the same server.
+/// Its links go when it is dropped.
 pub(crate) struct Setup {
     folder: TempDir,
     kept: Kept,

@@ -86,8 +86,8 @@ fn asks(address: SocketAddr) -> u16 {
 #[test]
 fn every_passed_socket_is_accepted_from() {
     for (count, workers) in [(1, 1), (1, 2), (2, 2), (3, 2), (5, 1), (2, 3)] {
-        let passed = sockets(count);
-        let server = start(&setup(workers), &passed);
+        let (setup, passed) = (setup(workers), sockets(count));
+        let server = start(&setup, &passed);
         let mut addresses: Vec<SocketAddr> = passed.iter().map(|socket| socket.local_addr().unwrap()).collect();
         addresses.sort();
         let mut printed: Vec<SocketAddr> = server.addresses.iter().map(|listening| listening.address).collect();
@@ -100,8 +100,8 @@ fn every_passed_socket_is_accepted_from() {
     }
     // The kernel gives each of them a share of the connections, whether anybody accepts from it or not.
     for (count, workers) in [(4, 2), (2, 2), (3, 1)] {
-        let passed = sockets_of_one_address(count);
-        let server = start(&setup(workers), &passed);
+        let (setup, passed) = (setup(workers), sockets_of_one_address(count));
+        let server = start(&setup, &passed);
         assert_eq!(server.addresses.len(), 1);
         for _ in 0..50 {
             assert_eq!(asks(server.address()), 307, "{count} sockets, {workers} workers");
@@ -112,7 +112,8 @@ fn every_passed_socket_is_accepted_from() {
 #[test]
 fn sockets_of_another_process_are_not_taken() {
     // LISTEN_PID names somebody else: the variables were inherited.
-    let server = Setup::new("").variable("LISTEN_PID", "1").variable("LISTEN_FDS", "1").start();
+    let setup = Setup::new("").variable("LISTEN_PID", "1").variable("LISTEN_FDS", "1");
+    let server = setup.start();
     assert_eq!(server.get("/healthz").status, 200);
 }
 
