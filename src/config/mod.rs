@@ -325,14 +325,11 @@ impl ServiceUrl {
         &self.0
     }
 
-    /// What is between the scheme and the last `@` of the authority: nobody knows which part of it is secret.
+    /// What is between the scheme and the last `@` of all: a password that was not percent-encoded may have every other
+    /// sign that would end it.
     fn credentials(&self) -> Option<std::ops::Range<usize>> {
         let start = self.0.find("://")? + 3;
-        let end = self.0[start..].find(['/', '?', '#']).map_or(self.0.len(), |end| start + end);
-        // A password that was not percent-encoded may have any of these: the last @ of all ends it.
-        let at = self.0[start..].rfind('@').map(|at| start + at).filter(|at| *at < end || self.0[*at..].contains(':'));
-        let at = at.or_else(|| self.0[start..end].rfind('@').map(|at| start + at))?;
-        Some(start..at)
+        Some(start..start + self.0[start..].rfind('@')?)
     }
 
     #[must_use]
@@ -490,6 +487,20 @@ mod tests {
             (Some(8 * GIB), Some(GIB), 8 * GIB),
         ] {
             assert_eq!(cache(memory).memory_bytes(limit), want, "{memory:?} {limit:?}");
+        }
+    }
+
+    #[test]
+    fn passwords_of_services_are_not_shown() {
+        for (url, want) in [
+            ("postgres://a:secret@db:5432/waypost?sslmode=require", "postgres://(hidden)@db:5432/waypost"),
+            ("redis://:s3/cr@et#?@127.0.0.1", "redis://(hidden)@127.0.0.1"),
+            ("postgres://db/waypost?password=secret", "postgres://db/waypost"),
+            ("redis+unix:///run/redis.sock", "redis+unix:///run/redis.sock"),
+        ] {
+            let url = ServiceUrl::new(url.to_owned());
+            assert_eq!((url.to_string(), format!("{url:?}")), (want.to_owned(), want.to_owned()));
+            assert_eq!(url.has_credentials(), url.expose().contains("secret") || url.expose().contains('@'));
         }
     }
 
