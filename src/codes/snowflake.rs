@@ -114,6 +114,7 @@ mod tests {
     use crate::codes::Alphabet;
     use proptest::collection::vec;
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+    use proptest::sample::select;
 
     fn leased(worker_id: u16, from: u64, until: u64) -> Snowflakes {
         Snowflakes::new(worker_id, EPOCH_MS + from..=EPOCH_MS + until)
@@ -166,6 +167,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn text_is_the_number(alphabet in select(&Alphabet::ALL[..]), id in any::<u64>()) {
+            let digits = alphabet.characters();
+            let digit = |byte| digits.iter().position(|known| *known == byte).unwrap() as u64;
+            let text = text(alphabet, id);
+            prop_assert!(id == 0 || digit(text.as_bytes()[0]) > 0, "{}", text);
+            prop_assert_eq!(text.bytes().fold(0, |number, byte| number * digits.len() as u64 + digit(byte)), id);
+        }
+
         #[test]
         fn numbers_grow_within_the_lease(
             from in 0..1000_u64,

@@ -201,6 +201,7 @@ impl WorkerId {
             if matches!(*self.state(), State::Released) {
                 return;
             }
+            let before = self.epoch();
             let kept = self.keep(clock_ms(), time::monotonic()).await;
             failed = !matches!(kept, Ok(true));
             let is_lost = self.is_lost();
@@ -208,15 +209,15 @@ impl WorkerId {
                 let why = kept.err().map_or_else(|| "another instance has it".to_owned(), |error| error.to_string());
                 tracing::warn!(why, "the lease of the worker id is lost: no codes are made until there is one");
             }
-            if was_lost && !is_lost {
-                tracing::info!(worker_id = self.leased_id(), "a worker id is leased again");
+            if !is_lost && (was_lost || self.epoch() != before) {
+                tracing::info!("the lease of the worker id was lost, and a worker id is leased again");
             }
             was_lost = is_lost;
         }
     }
 
     /// Prolongs the lease, or leases anew; false if no id is to be had. The clocks as in [`WorkerId::draw_at`], of the
-    /// moment before the store is asked. Errors are the store's, and change nothing.
+    /// moment before the store is asked. Errors are the store's, and change nothing. One task calls it.
     pub async fn keep(&self, now_ms: u64, now: Instant) -> Result<bool> {
         let held = match &*self.state() {
             // The clock may have stepped back behind what was used: the lease must reach past that.
@@ -262,9 +263,10 @@ impl WorkerId {
         }
     }
 
-    fn leased_id(&self) -> Option<u16> {
+    /// Of the lease that is held.
+    fn epoch(&self) -> Option<(u16, u64)> {
         match &*self.state() {
-            State::Held(held) => Some(held.lease.worker_id),
+            State::Held(held) => Some((held.lease.worker_id, held.lease.epoch)),
             State::Lost | State::Released => None,
         }
     }

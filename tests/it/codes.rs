@@ -16,7 +16,7 @@ use waypost::links::worker_id::WorkerId;
 use waypost::store::Store;
 use waypost::store::sqlite::{self, Sqlite};
 
-use crate::support::{LIMIT, Server, Setup, eventually};
+use crate::support::{LIMIT, Server, eventually};
 
 const GENERATORS: usize = 8;
 /// Few ids for many generators.
@@ -202,8 +202,8 @@ fn a_second_instance_with_the_same_id_does_not_start() {
 
 #[test]
 fn an_instance_that_slept_over_its_lease_makes_no_code_of_another() {
-    let config = format!("{SEVEN}\"2s\"");
-    let (setup, first): (Setup, Server) = Server::new(&config);
+    let config = format!("{SEVEN}\"3s\"");
+    let (setup, first) = Server::new(&config);
     let mut codes = Vec::new();
     links(&first, &mut codes);
     first.signal(Signal::STOP);
@@ -217,6 +217,7 @@ fn an_instance_that_slept_over_its_lease_makes_no_code_of_another() {
     first.signal(Signal::CONT);
     let refused = first.shorten(&json!({"original_url": "https://example.com/"}));
     assert_eq!(refused.status, 503, "{refused:?}");
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
     assert!(refused.text().contains("no worker id is leased"), "{refused:?}");
     first.logged("the lease of the worker id is lost");
     links(&second, &mut codes);
