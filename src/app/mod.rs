@@ -37,6 +37,7 @@ use crate::resolve::ask::{self, Ask};
 use crate::resolve::flight;
 use crate::resolve::follow::Follower;
 use crate::resolve::preload::Preload;
+use crate::resolve::through::Through;
 use crate::resolve::tier::Remote;
 use crate::resolve::value::StoredAsOf;
 use crate::resolve::warm::Warm;
@@ -145,6 +146,12 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         answers: to_workers,
     };
     flight::spawn(flight, asked)?;
+    let through = remote.map(|remote| {
+        let (memory, store, lookups) = (Arc::clone(&memory), store.clone(), Arc::clone(&looking_up));
+        let (through, run) = Through::start(memory, store, remote, lookups, lookups_max);
+        vital(tokio::spawn(run));
+        through
+    });
     let preload = Preload {
         memory: Arc::clone(&memory),
         store: store.clone(),
@@ -180,7 +187,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     let api = Api {
         store,
         links,
-        remote,
+        through,
         redis,
         follower,
         instance: Arc::clone(&instance),
