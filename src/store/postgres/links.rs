@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::{ATTEMPTS_MAX, Inner, NO_TIMELINE, Param, Postgres, TIMELINE, bigint, get, number, only};
+use super::{ATTEMPTS_MAX, Inner, NO_TIMELINE, Param, Postgres, TIMELINE, bigint, get, limited, number, only};
 use crate::domain::key::{Case, Code, DomainId, Key};
 use crate::domain::link::{Entry, Fields, Link, LinkId, Rules, STATUSES};
 use crate::domain::target::Target;
@@ -70,7 +70,8 @@ impl Postgres {
         let (domains, codes) = columns(keys);
         let params: [Param<'_>; 2] = [(&domains, Type::INT4_ARRAY), (&codes, Type::TEXT_ARRAY)];
         let inner = &self.inner;
-        let rows = inner.within(inner.lookup_timeout, &inner.primary, LOOK_UP, &params).await?;
+        let asking = inner.within(inner.lookup_timeout, &inner.primary, LOOK_UP, &params);
+        let rows = limited(inner.lookup_timeout, asking).await?;
         let mut found = vec![Found::Missing; keys.len()];
         for row in &rows {
             let place: usize = number(row, 0)?;
@@ -237,7 +238,8 @@ impl Inner {
     /// From the standby, if there is one, it answers and it is not too far behind.
     async fn read_lately(&self, reading: Reading, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
         if let (Reading::Lately, Some(replica)) = (reading, &self.replica) {
-            let lag = self.within(self.lookup_timeout, replica, LAG, &[]).await;
+            let asking = self.within(self.lookup_timeout, replica, LAG, &[]);
+            let lag = limited(self.lookup_timeout, asking).await;
             let lag: Option<f64> = lag.and_then(|rows| get(only(&rows)?, 0)).unwrap_or_default();
             if lag.is_some_and(|lag| lag <= self.replica_max_lag.as_secs_f64())
                 && let Ok(rows) = self.read(replica, sql, params).await
