@@ -1164,6 +1164,8 @@ fn look_ups_find_connections_while_writes_wait() {
     };
     each_postgres(small, &async |sample| {
         sample.add("a", A).await;
+        // The first poll of a store writes its timeline down.
+        sample.store.position().await.unwrap();
         let (servers, database) = sample.behind.as_ref().unwrap();
         let url = format!("postgres://{OWNER}@127.0.0.1:{}/{database}", servers.port);
         let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();

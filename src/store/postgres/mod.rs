@@ -7,7 +7,7 @@
 //! At its limit: every call ends `statement_timeout` after it got a connection as [`Error::Unavailable`] (look-ups: after
 //! `lookup_timeout` in all), and its connection with it; transactions leave half of the pool to look-ups and polls; creates wait in a bounded queue.
 //!
-//! Links change in one way only, see [`Inner::write`]: lock the row of the feed, change, give versions from that row, update
+//! Links change in one way only, see `Inner::write`: lock the row of the feed, change, give versions from that row, update
 //! it, commit. The order of commits is the order of versions, and no version is left out.
 
 mod connect;
