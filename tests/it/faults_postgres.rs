@@ -8,8 +8,8 @@
 use std::collections::HashMap;
 use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -202,7 +202,8 @@ impl Stand {
         let database = postgres.database();
         let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], postgres.port())));
         let first = if by_proxy { database.url_at(proxy.address().port()) } else { database.url() };
-        let redis_section = redis.as_ref().map_or(String::new(), |redis| format!("[redis]\nurl = \"{}\"\n", redis.url()));
+        let redis_section =
+            redis.as_ref().map_or(String::new(), |redis| format!("[redis]\nurl = \"{}\"\n", redis.url()));
         let places = [first, database.url()].map(|url| {
             let owner = database.owner_url();
             Place::new(&format!("{redis_section}[postgres]\nurl = \"{url}\"\nmigrate_url = \"{owner}\"\n{more}"))
@@ -442,8 +443,11 @@ fn each_change_is_said_once(log: &[String]) {
     for (away, there) in
         [("the store does not answer", "the store answers again"), ("it is left alone for a while", "it answers again")]
     {
-        let said: Vec<bool> =
-            log.iter().filter(|line| line.contains(away) || line.contains(there)).map(|line| line.contains(away)).collect();
+        let said: Vec<bool> = log
+            .iter()
+            .filter(|line| line.contains(away) || line.contains(there))
+            .map(|line| line.contains(away))
+            .collect();
         let alternates = said.iter().enumerate().all(|(number, away)| *away == (number % 2 == 0));
         assert!(alternates && said.len() % 2 == 0, "{away}: {said:?}\n{}", log.join("\n"));
     }
