@@ -49,7 +49,7 @@ CREATE TABLE link_totals (
   link_id  bigint PRIMARY KEY REFERENCES links (id) ON DELETE CASCADE,
   imported bigint NOT NULL
 );
-CREATE INDEX link_totals_by_imported ON link_totals (imported, link_id);
+CREATE INDEX link_totals_by_imported ON link_totals (imported DESC, link_id);
 
 -- Visits taken out of max_visits.
 CREATE TABLE link_quotas (

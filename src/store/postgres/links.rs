@@ -57,12 +57,16 @@ const LAG: &str =
 
 const BEGIN_GENERATION: &str = "WITH begun AS (
     UPDATE feed SET generation = generation + 1 WHERE generation = $1 RETURNING one
-  ) UPDATE worker_leases SET until_ms = until_ms + $2 WHERE EXISTS (SELECT 1 FROM begun)";
+  ) UPDATE worker_leases SET epoch = epoch + 1000,
+    until_ms = greatest(until_ms, (extract(epoch FROM now()) * 1000)::int8) + $2 WHERE EXISTS (SELECT 1 FROM begun)";
 const CHANGE_TIMELINE: &str = "WITH begun AS (
     UPDATE feed SET timeline = $2, generation = generation + CASE WHEN timeline = '' THEN 0 ELSE 1 END
     WHERE timeline = $1 RETURNING one
-  ) UPDATE worker_leases SET until_ms = until_ms + $3 WHERE $1 <> '' AND EXISTS (SELECT 1 FROM begun)";
-/// The most milliseconds of leases that a store which went back may have forgotten.
+  ) UPDATE worker_leases SET epoch = epoch + 1000,
+    until_ms = greatest(until_ms, (extract(epoch FROM now()) * 1000)::int8) + $3
+    WHERE $1 <> '' AND EXISTS (SELECT 1 FROM begun)";
+/// How far a new generation moves every worker id past what is stored and past the present: leases that were lost with
+/// the last transactions reach no further. Their epochs are fewer than the thousand that every id is moved by.
 const LEASES_LOST_MS: i64 = 120_000;
 
 impl Postgres {
