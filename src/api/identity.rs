@@ -94,15 +94,17 @@ impl Api {
         if let Some(record) = self.known.get(id, now) {
             return Ok(Some(record));
         }
+        let last = self.known.last(id);
+        // Nobody waits for a time-out to be told what is known already.
+        if last.is_some() && self.instance.store_is_away() {
+            return Ok(last);
+        }
         match self.store.key(id.to_owned()).await {
             Ok(record) => {
                 self.known.note(id, record.clone(), now);
                 Ok(record)
             }
-            Err(error) if error.is_transient() => match self.known.last(id) {
-                Some(record) => Ok(Some(record)),
-                None => Err(Problem::of_store(&error)),
-            },
+            Err(error) if error.is_transient() && last.is_some() => Ok(last),
             Err(error) => Err(Problem::of_store(&error)),
         }
     }

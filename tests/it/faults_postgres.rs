@@ -259,6 +259,16 @@ fn since(begun: Instant) -> Duration {
     time::monotonic().duration_since(begun)
 }
 
+/// Waits until a link is served; until then nobody says that there is none.
+#[track_caller]
+fn comes_back(client: &mut Client, code: &str) {
+    eventually(BACK, code, || {
+        let answer = client.get(&format!("/{code}"));
+        assert!(is_right(&answer, code) || answer.status == 503, "{code}: {answer:?}");
+        is_right(&answer, code)
+    });
+}
+
 /// The longest time that each kind of question took.
 #[derive(Default)]
 struct Longest(HashMap<&'static str, (Duration, usize)>);
@@ -315,15 +325,13 @@ fn check(fault: Fault, goes: Goes) {
         let hit = || {
             let mut client = server.connect();
             let mut count = 0_u64;
-            while !over.load(Ordering::Relaxed) {
+            until(&over, || {
                 for code in &warm {
                     let answer = client.get(&format!("/{code}"));
                     assert_eq!((answer.status, answer.location()), (307, Some(TARGET)), "warm: {answer:?}");
                     count += 1;
                 }
-                // The other threads of the machine have work to do, too.
-                std::thread::yield_now();
-            }
+            });
             count
         };
         let hitting: Vec<_> = (0..4).map(|_| scope.spawn(hit)).collect();
@@ -348,17 +356,11 @@ fn check(fault: Fault, goes: Goes) {
         });
     }
     let mut client = server.connect();
-    for code in ["meanwhile", "cold", "cold-too"] {
-        eventually(BACK, code, || {
-            let answer = client.get(&format!("/{code}"));
-            assert!(is_right(&answer, code) || answer.status == 503 || code == "meanwhile", "{code}: {answer:?}");
-            is_right(&answer, code)
-        });
-    }
+    ["meanwhile", "cold", "cold-too"].iter().for_each(|code| comes_back(&mut client, code));
     eventually(BACK, "what is unknown is unknown again", || client.get("/unknown-at-last").status == 404);
     eventually(BACK, "it creates", || create(&mut client, "after", &key).status == 201);
-    redirects(&client.get("/after"), "after");
-    redirects(&other.get("/after"), "after");
+    comes_back(&mut client, "after");
+    comes_back(&mut other.connect(), "after");
     eventually(BACK, "it is ready", || server.get("/readyz").json()["degraded"] == json!([]));
     eventually(BACK, "its breaker is closed", || server.metric("waypost_breaker_state", &["\"store\""]) == 0.0);
     let back = since(healed);
@@ -372,6 +374,14 @@ fn check(fault: Fault, goes: Goes) {
         longest.within(FAST, "create");
     }
     each_change_is_said_once(&server.stop());
+}
+
+/// Does `step` again and again until another thread says that it is over.
+fn until(over: &AtomicBool, mut step: impl FnMut()) {
+    eventually(Duration::MAX, "it is over", || {
+        step();
+        over.load(Ordering::Relaxed)
+    });
 }
 
 struct Ends<'a>(&'a AtomicBool);
