@@ -10,6 +10,8 @@ mod allocations;
 mod cli;
 mod codes;
 mod coherence;
+mod faults_redis;
+mod instances;
 mod moving;
 mod protection;
 mod redis;
