@@ -11,6 +11,8 @@ mod cli;
 mod codes;
 mod coherence;
 mod faults_postgres;
+mod faults_redis;
+mod instances;
 mod moving;
 mod protection;
 mod redis;

@@ -502,7 +502,7 @@ impl Direct {
     }
 
     /// Opens the store that a configuration names.
-    fn postgres(config: &Path) -> Self {
+    pub(crate) fn postgres(config: &Path) -> Self {
         let flags = Flags { config: Some(config.to_owned()), ..Flags::default() };
         let loaded = load::load(&flags, [], load::read).unwrap();
         let runtime = runtime();

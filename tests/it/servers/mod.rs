@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 use crate::support::eventually;
 
+pub(crate) mod deployment;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod redis;

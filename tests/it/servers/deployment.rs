@@ -1,0 +1,106 @@
+//! Instances of waypost that share a database: each a process with a folder of its own.
+//!
+//! In: the way to Postgres, the rest of the configuration. Out: servers, the command line, and the same store from the
+//! test's process.
+//! Never: shares a database with another test.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+use super::postgres::{Database, Postgres, ROLE};
+use crate::support::{Direct, Server, clean};
+
+/// How instances come to Postgres.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Straight,
+    /// Through PgBouncer in transaction mode, and past it for what needs a session.
+    Pooled,
+    /// Through PgBouncer alone: Postgres can tell them nothing.
+    PooledAlone,
+}
+
+#[derive(Debug)]
+pub(crate) struct Deployment {
+    folder: TempDir,
+    pub(crate) database: Database,
+}
+
+impl Deployment {
+    /// Makes the store and the first key, as a person does. `config` is what all instances have beside the store.
+    pub(crate) fn new(way: Way, config: &str) -> Self {
+        Self::on(Postgres::shared(), way, config)
+    }
+
+    pub(crate) fn on(postgres: &Postgres, way: Way, config: &str) -> Self {
+        let (folder, database) = (tempfile::tempdir().unwrap(), postgres.database());
+        let (url, pooled) = (database.url(), || database.pooled_url());
+        let section = match way {
+            Way::Straight => format!("url = \"{url}\""),
+            Way::Pooled => format!("url = \"{}\"\ndirect_url = \"{url}\"\nstatements = \"unnamed\"", pooled()),
+            Way::PooledAlone => format!("url = \"{}\"\nstatements = \"unnamed\"", pooled()),
+        };
+        let store = format!("[postgres]\n{section}\nmigrate_url = \"{}\"\n", database.owner_url());
+        std::fs::write(folder.path().join("store.toml"), &store).unwrap();
+        let this = Self { folder, database };
+        this.configure(&store, config);
+        this.cli(&["migrate", "--grants", ROLE]);
+        let key = this.cli(&["key", "create", "--scope", "admin"]);
+        std::fs::write(this.path("admin.key"), key).unwrap();
+        this
+    }
+
+    fn configure(&self, store: &str, config: &str) {
+        std::fs::write(self.path("waypost.toml"), format!("{config}\n{store}")).unwrap();
+    }
+
+    /// What the instances that start from now on have beside the store.
+    pub(crate) fn reconfigure(&self, config: &str) {
+        self.configure(&std::fs::read_to_string(self.path("store.toml")).unwrap(), config);
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
+        clean(&mut command);
+        command.args(arguments).args(["--config", "waypost.toml"]).current_dir(self.folder.path());
+        command
+    }
+
+    /// The stdout of a command, which must not fail.
+    #[track_caller]
+    pub(crate) fn cli(&self, arguments: &[&str]) -> Vec<u8> {
+        let Output { status, stdout, stderr } = self.command(arguments).output().unwrap();
+        assert!(status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&stderr));
+        stdout
+    }
+
+    /// Starts an instance. The same name again is the same instance.
+    pub(crate) fn instance(&self, name: &str) -> Server {
+        let data = self.path(name);
+        if !data.exists() {
+            std::fs::create_dir(&data).unwrap();
+            std::fs::copy(self.path("admin.key"), data.join("admin.key")).unwrap();
+        }
+        let mut command = self.command(&["serve", "--listen", "127.0.0.1:0"]);
+        command.arg("--data").arg(&data);
+        Server::spawn(command, &data)
+    }
+
+    /// The store, from this process.
+    pub(crate) fn store(&self) -> Direct {
+        Direct::postgres(&self.path("store.toml"))
+    }
+
+    /// How often rows of links were looked for. What a process has done counts when it has ended: before, Postgres tells
+    /// of it when it likes.
+    pub(crate) fn look_ups(&self) -> u64 {
+        let sum = "SELECT sum(coalesce(seq_scan, 0) + coalesce(idx_scan, 0)) FROM pg_stat_user_tables";
+        self.database.sql(&format!("{sum} WHERE relname = 'links'")).parse().unwrap()
+    }
+}
