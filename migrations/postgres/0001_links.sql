@@ -66,7 +66,9 @@ CREATE TABLE feed (
   asked      bigint NOT NULL,             -- grows with each request to warm and each change of the pins
   timeline   text NOT NULL                -- of the write-ahead log, when it was last seen; '': never
 );
-INSERT INTO feed (one, version, generation, asked, timeline) VALUES (1, 0, 0, 0, '');
+-- The generation begins with chance: what two stores have left in one Redis is told apart by it.
+INSERT INTO feed (one, version, generation, asked, timeline)
+  VALUES (1, 0, floor(random() * 140737488355328)::bigint, 0, '');
 
 -- History, undo, and what servers follow to forget what they remember.
 CREATE TABLE link_changes (

@@ -100,10 +100,8 @@ async fn move_all(
 ) -> Result<(Option<u64>, Side, Side), Failure> {
     let before = source.rest().await.map_err(Failure::store)?;
     bar.set_length(before.links);
-    let after = target.adopt_rest(before.clone(), false).await.map_err(stopped)?;
-    // A move that is done begins a new generation, later than any of the embedded store's, with the version of that.
-    let position = target.position().await.map_err(stopped)?;
-    if position.generation > before.generation && (position.version > 0 || before.version == 0) {
+    let (after, was_done) = target.adopt_rest(before.clone(), false).await.map_err(stopped)?;
+    if was_done {
         if moved_at(target, before.version).await.map_err(stopped)? != before.version {
             return Err(anyhow!(
                 "{} was moved before, and was changed since: take new links over with `waypost export` and \

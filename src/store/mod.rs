@@ -361,8 +361,9 @@ impl Store {
     }
 
     /// Takes over what [`Store::rest`] gave: before the links (`done` false) and once more when all are there. Refuses a
-    /// store that has links of its own or of another move. Returns the highest id that was taken over so far.
-    pub async fn adopt_rest(&self, rest: Rest, done: bool) -> Result<LinkId> {
+    /// store that has links of its own or of another move. Returns the highest id that was taken over so far, and whether
+    /// the move was done before this call.
+    pub async fn adopt_rest(&self, rest: Rest, done: bool) -> Result<(LinkId, bool)> {
         match self {
             Self::Sqlite(_) => Err(Error::Schema("links move into Postgres alone: name it with --postgres".into())),
             Self::Postgres(postgres) => postgres.adopt_rest(&rest, done).await,
