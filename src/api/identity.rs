@@ -10,7 +10,7 @@ use dashmap::DashMap;
 use http::HeaderMap;
 
 use super::problem::Problem;
-use super::{Api, From, limit_headers};
+use super::{Api, From, away, limit_headers};
 use crate::domain::time::{self, UnixMillis};
 use crate::guard::keys::{self, ApiKey, KeyRecord, Presented, Scope, Scopes};
 use crate::guard::limits::{Caller, Limiter, Verdict};
@@ -94,19 +94,13 @@ impl Api {
         if let Some(record) = self.known.get(id, now) {
             return Ok(Some(record));
         }
-        let last = self.known.last(id);
         // Nobody waits for a time-out to be told what is known already.
-        if last.is_some() && self.instance.store_is_away() {
-            return Ok(last);
+        if self.instance.store_is_away() {
+            return self.known.last(id).map(Some).ok_or_else(away);
         }
-        match self.store.key(id.to_owned()).await {
-            Ok(record) => {
-                self.known.note(id, record.clone(), now);
-                Ok(record)
-            }
-            Err(error) if error.is_transient() && last.is_some() => Ok(last),
-            Err(error) => Err(Problem::of_store(&error)),
-        }
+        let record = self.store.key(id.to_owned()).await.map_err(|error| Problem::of_store(&error))?;
+        self.known.note(id, record.clone(), now);
+        Ok(record)
     }
 
     async fn unknown_key(&self, from: From, now: UnixMillis) -> Problem {

@@ -84,9 +84,13 @@ impl Api {
 
     /// What makes links. An error says at once that the store is away, rather than let everybody wait for it.
     pub fn links(&self) -> Result<&Arc<Links>, Problem> {
-        let away = || Problem::new(503, "the store is not available: try again in a moment");
         if self.instance.store_is_away() { Err(away()) } else { self.links.get().ok_or_else(away) }
     }
+}
+
+/// What is said at once while the store's breaker is open.
+fn away() -> Problem {
+    Problem::new(503, "the store is not available: try again in a moment")
 }
 
 /// Who sent a request: an extension of it.

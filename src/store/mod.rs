@@ -66,7 +66,7 @@ impl Store {
 
     /// What there is of `keys`, in their order. All are of one moment.
     /// The embedded store reads them on the caller's own thread: two switches of threads would cost several times the
-    /// read. Only the look-up thread calls it.
+    /// read. Whoever wants many keys asks for a few at a time.
     pub async fn look_up(&self, keys: Vec<Key>) -> Result<Vec<Found>> {
         match self {
             Self::Sqlite(sqlite) => sqlite.read_here(|db| sqlite::links::look_up(db, &keys)),

@@ -21,6 +21,8 @@ use crate::domain::link::STATUSES;
 use crate::domain::target::Target;
 use crate::guard::targets::Lookalikes;
 
+const WORKER_LEASE_MAX: Duration = Duration::from_secs(3600);
+
 pub(super) fn check(given: &Given, yes: bool, errors: &mut Vec<Error>) -> Option<Config> {
     let listen = each(&given.listen, errors, listener);
     let domains = each(&given.domains, errors, domain);
@@ -68,6 +70,10 @@ pub(super) fn check(given: &Given, yes: bool, errors: &mut Vec<Error>) -> Option
     if *case == Case::Insensitive && *alphabet != Alphabet::Base36 && is_good("codes.alphabet", errors) {
         let problem = "is insensitive, and codes.alphabet has letters in both cases: set codes.alphabet to base36";
         errors.push(refuse("codes.case", problem.to_owned()));
+    }
+    // A new generation moves worker ids by a day: no lease may reach so far.
+    if config.codes.worker_lease > WORKER_LEASE_MAX {
+        errors.push(refuse("codes.worker_lease", "must be at most 1h".to_owned()));
     }
     // With a listener of its own, the API is not served on the others.
     let shortening = config
