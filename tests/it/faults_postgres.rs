@@ -8,8 +8,8 @@
 use std::collections::HashMap;
 use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use waypost::domain::time;
 use crate::servers::postgres::{Database, Postgres, ROLE};
 use crate::servers::proxy::{Mode, Proxy};
 use crate::servers::redis::Redis;
-use crate::support::{Answer, Client, LIMIT, Server, eventually, throughout};
+use crate::support::{Answer, Client, LIMIT, Server, eventually, request, throughout};
 use crate::warm::Place;
 
 /// What cannot be known, and what cannot be done, is said within this time.
@@ -397,10 +397,13 @@ fn while_it_lasts(server: &Server, in_redis: &[String], goes: Goes, longest: &mu
     let (mut client, key) = (server.connect(), server.admin_key());
     let mut in_redis = in_redis.iter();
     let mut visit = |longest: &mut Longest| {
-        for (kind, code) in [("unknown", "unknown"), ("cold", "cold"), ("cold", "cold-too"), ("unknown", "meanwhile")] {
+        let asked = [("cold", "cold"), ("unknown", "unknown"), ("cold", "cold-too"), ("unknown", "meanwhile")];
+        // What is made later is not asked for by those who learn that it is not there.
+        let asked = if goes == Goes::Reads { &asked[..3] } else { &asked };
+        for (kind, code) in asked {
             let answer = longest.of(kind, || client.get(&format!("/{code}")));
             match (goes, kind) {
-                (Goes::Reads, "cold") => redirects(&answer, code),
+                (Goes::Reads, &"cold") => redirects(&answer, code),
                 (Goes::Reads, _) => assert_eq!(answer.status, 404, "{code}: {answer:?}"),
                 _ => says_later(&answer, code),
             }
@@ -501,4 +504,296 @@ fn a_black_hole() {
 #[test]
 fn read_only_after_a_failover() {
     check(Fault::ReadOnly, Goes::Reads);
+}
+
+/// The answers of a server's last words arrive nowhere: what was asked for was done, or not at all, and whoever asked is
+/// told which of the two.
+#[test]
+fn a_commit_whose_answer_is_lost() {
+    let stand = Stand::new(true, None, "");
+    let server = stand.start(0);
+    let key = server.admin_key();
+    server.link(TARGET);
+    // CommandComplete (PostgreSQL manual, section 55.7); the whole transaction is under way by then.
+    let lost: [&[u8]; 2] = [b"C\0\0\0\x0bCOMMIT\0", b"C\0\0\0\x0aBEGIN\0"];
+    let mut outcomes: HashMap<Vec<u16>, usize> = HashMap::new();
+    for round in 0..8 {
+        let codes: Vec<String> = (0..5).map(|number| format!("lost-{round}-{number}")).collect();
+        let cuts = stand.proxy.cuts();
+        stand.proxy.mode(Mode::CutAt(lost[round % 2].to_vec()));
+        // Two ask for each code at the same time, so that a create of one's own and one of somebody else's meet.
+        let made: Vec<(&str, Answer)> = std::thread::scope(|scope| {
+            let (server, key) = (&server, &key);
+            let create = |code| (code, create(&mut server.connect(), code, key));
+            let creating: Vec<_> = codes.iter().chain(&codes).map(|code| scope.spawn(move || create(code))).collect();
+            creating.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        eventually(LIMIT, "an answer was lost", || stand.proxy.cuts() > cuts);
+        for code in &codes {
+            let statuses = made.iter().filter(|(made, _)| made == code).map(|(_, answer)| answer.status);
+            let mut statuses: Vec<u16> = statuses.collect();
+            statuses.sort_unstable();
+            let rows = match statuses[..] {
+                [201, 409 | 503] => 1,
+                [503, 503] => 0,
+                _ => panic!("{code}: {made:?}"),
+            };
+            assert_eq!(stand.count(code), rows, "{code}: {made:?}");
+            *outcomes.entry(statuses).or_default() += 1;
+        }
+        // One without a code of its own: none is made that nobody is told of.
+        let count = || stand.database.sql("SELECT count(*) FROM links").parse::<u64>().unwrap();
+        let (before, cuts) = (count(), stand.proxy.cuts());
+        stand.proxy.mode(Mode::CutAt(lost[round % 2].to_vec()));
+        let answer = server.shorten(&json!({"original_url": TARGET}));
+        assert!(matches!(answer.status, 201 | 503), "{answer:?}");
+        assert_eq!(count() - before, u64::from(answer.status == 201), "{answer:?}");
+        eventually(LIMIT, "an answer was lost", || stand.proxy.cuts() > cuts);
+    }
+    report("two creates of each code, one answer lost", &format!("{outcomes:?}"));
+}
+
+#[test]
+fn two_hundred_creates_of_one_code_on_two_instances() {
+    let stand = Stand::new(false, Some(Redis::start()), "");
+    let servers = [stand.start(0), stand.start(1)];
+    let (key, at_once) = (servers[0].admin_key(), Barrier::new(200));
+    let create = |number: usize| {
+        let mut client = servers[number % 2].connect();
+        at_once.wait();
+        create(&mut client, "wanted", &key).status
+    };
+    let create = &create;
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let creating: Vec<_> = (0..200).map(|number| scope.spawn(move || create(number))).collect();
+        creating.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let count = |status| statuses.iter().filter(|have| **have == status).count();
+    assert_eq!((count(201), count(409)), (1, 199), "{statuses:?}");
+    assert_eq!(stand.count("wanted"), 1);
+    servers.iter().for_each(|server| redirects(&server.get("/wanted"), "wanted"));
+}
+
+/// What a server looks up, as Postgres writes it down: when, in milliseconds, and which codes together.
+fn write_down(postgres: &Postgres) {
+    for setting in ["log_statement = 'all'", "log_line_prefix = '%n '"] {
+        postgres.sql(&format!("ALTER SYSTEM SET {setting}"));
+    }
+    postgres.sql("SELECT pg_reload_conf()");
+    eventually(LIMIT, "it writes down", || postgres.sql("SHOW log_statement") == "all");
+}
+
+fn written_down(postgres: &Postgres) -> Vec<(f64, Vec<String>)> {
+    // Of the server's statements only look-ups have two arrays.
+    let look_up = |line: &str| {
+        let (at, rest) = line.split_once(" DETAIL:  parameters: $1 = '{")?;
+        let codes = rest.split_once("}', $2 = '{")?.1.strip_suffix("}'")?;
+        Some((at.parse::<f64>().ok()? * 1e3, codes.split(',').map(str::to_owned).collect()))
+    };
+    postgres.sql("SELECT pg_read_file('../log')").lines().filter_map(look_up).collect()
+}
+
+#[test]
+fn five_thousand_clients_on_one_cold_code() {
+    waypost::app::raise_nofile();
+    let stand = Stand::new(true, None, "lookup_timeout = \"5s\"\n");
+    let (server, other) = (stand.start(0), stand.start(1));
+    stand.add("cold");
+    write_down(&stand.postgres);
+    // A connection is there, and its statement.
+    assert_eq!(server.get("/unknown").status, 404);
+    let visit = |server: &Server, count: usize| {
+        let mut clients: Vec<Client> = (0..count).map(|_| server.connect()).collect();
+        let begun = time::monotonic();
+        clients.iter_mut().for_each(|client| client.send(request("GET", "/cold", &[], b"")));
+        let sent = since(begun);
+        clients.iter_mut().for_each(|client| redirects(&client.answer(), "cold"));
+        report(
+            &format!("{count} clients"),
+            &format!("had asked after {sent:?} and were answered after {:?}", since(begun)),
+        );
+    };
+    // So slow that all of them wait for the same answer.
+    stand.proxy.mode(Mode::Delay(Duration::from_millis(400)));
+    visit(&server, 5_000);
+    stand.proxy.mode(Mode::Pass);
+    visit(&other, 500);
+    let asked = written_down(&stand.postgres).into_iter().filter(|(_, codes)| codes.contains(&"cold".to_owned()));
+    assert_eq!(asked.count(), 2, "one of each process");
+}
+
+#[test]
+fn a_cold_start_asks_for_no_more_codes_at_once_than_it_may() {
+    const LOOKUPS: usize = 4;
+    const LINKS: usize = 3_000;
+    /// Of each answer, and so at least between a look-up and the next that takes its place.
+    const DELAY: Duration = Duration::from_millis(40);
+    waypost::app::raise_nofile();
+    let stand = Stand::new(true, None, &format!("lookups = {LOOKUPS}\nlookup_timeout = \"2s\"\n"));
+    let file = stand.places[1].data().join("links.csv");
+    let lines: Vec<String> =
+        (0..LINKS).map(|number| format!("cold-{number},{}\n", target(&format!("cold-{number}")))).collect();
+    std::fs::write(&file, format!("code,url\n{}", lines.concat())).unwrap();
+    stand.places[1].ok(&["import", file.to_str().unwrap()]);
+    let server = stand.start(0);
+    write_down(&stand.postgres);
+    assert_eq!(server.get("/unknown").status, 404);
+    stand.proxy.mode(Mode::Delay(DELAY));
+    let mut clients: Vec<Client> = (0..LINKS / 3).map(|_| server.connect()).collect();
+    let mut found = 0;
+    for wave in 0..3 {
+        let codes: Vec<String> =
+            (0..clients.len()).map(|number| format!("cold-{}", wave * clients.len() + number)).collect();
+        for (client, code) in clients.iter_mut().zip(&codes) {
+            client.send(request("GET", &format!("/{code}"), &[], b""));
+        }
+        for (client, code) in clients.iter_mut().zip(&codes) {
+            let answer = client.answer();
+            if answer.status == 503 {
+                says_later(&answer, code);
+            } else {
+                redirects(&answer, code);
+                found += 1;
+            }
+        }
+    }
+    let asked = written_down(&stand.postgres);
+    // Less a little: Postgres writes down when it begins, and rounds.
+    let window = DELAY.as_secs_f64() * 1e3 - 5.0;
+    let together = |from: f64| -> usize {
+        let at_once = asked.iter().filter(|(at, _)| (from..from + window).contains(at));
+        at_once.map(|(_, codes)| codes.len()).sum()
+    };
+    let most = asked.iter().map(|(at, _)| together(*at)).max().unwrap();
+    report(
+        "a cold start",
+        &format!("{found} of {LINKS} found by {} look-ups, at most {most} codes at once", asked.len()),
+    );
+    assert!(most <= LOOKUPS, "{most} codes at once: {asked:?}");
+    assert!(found > 10 * LOOKUPS, "{found} found");
+    // Those who were told to come later come later.
+    stand.proxy.mode(Mode::Pass);
+    let mut client = server.connect();
+    (0..LINKS).step_by(100).for_each(|number| comes_back(&mut client, &format!("cold-{number}")));
+}
+
+#[test]
+fn a_restart_meets_no_storm_of_connections() {
+    const POOL: u64 = 4;
+    let mut stand = Stand::new(false, None, &format!("pool = {POOL}\n"));
+    let server = stand.start(0);
+    let over = AtomicBool::new(false);
+    let visit = |number: usize| {
+        let mut client = server.connect();
+        let mut asked = 0;
+        until(&over, || {
+            asked += 1;
+            let answer = client.get(&format!("/unknown-{number}-{asked}"));
+            assert!(matches!(answer.status, 404 | 503), "{answer:?}");
+        });
+    };
+    let visit = &visit;
+    let most = std::thread::scope(|scope| {
+        (0..16).for_each(|number| drop(scope.spawn(move || visit(number))));
+        let _ends = Ends(&over);
+        stand.postgres.kill();
+        eventually(LIMIT, "it is noticed", || server.get("/readyz?require=store").status == 503);
+        stand.postgres.start();
+        let mut most = 0;
+        throughout(Duration::from_secs(4), || {
+            // Its own has another role, and one that is not known yet has none.
+            let count = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'
+                AND (usename IS NULL OR usename <> 'postgres')";
+            most = stand.postgres.sql(count).parse::<u64>().unwrap().max(most);
+        });
+        eventually(BACK, "it is back", || server.get("/readyz?require=store").status == 200);
+        most
+    });
+    report("after a restart", &format!("at most {most} connections with a pool of {POOL} and one that listens"));
+    assert!((1..=POOL + 1).contains(&most), "{most}");
+}
+
+/// How the last run ended.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Stopped,
+    /// SIGKILL, by a run that began with the file of the one before it.
+    Killed,
+}
+
+fn check_start_without_stores(end: End) {
+    let mut stand = Stand::new(false, Some(Redis::start()), "");
+    ["cold", "edited"].iter().for_each(|code| stand.add(code));
+    let server = stand.start(0);
+    let warm: Vec<String> = (0..20).map(|_| server.warm(TARGET)).collect();
+    redirects(&server.get("/edited"), "edited");
+    server.stop();
+    if matches!(end, End::Killed) {
+        let server = stand.start(0);
+        for code in &warm {
+            assert_eq!(server.get(&format!("/{code}")).location(), Some(TARGET));
+        }
+        server.kill();
+    }
+    stand.postgres.stop();
+    stand.redis.as_mut().unwrap().kill();
+    // Twice: what it remembers outlives a run that never saw a store.
+    let without = || {
+        let server = stand.start(0);
+        let (mut client, key, mut longest) = (server.connect(), server.admin_key(), Longest::default());
+        throughout(PROMPT, || {
+            for code in &warm {
+                let answer = client.get(&format!("/{code}"));
+                assert_eq!((answer.status, answer.location()), (307, Some(TARGET)), "{code}: {answer:?}");
+            }
+            redirects(&client.get("/edited"), "edited");
+            for code in ["cold", "unknown"] {
+                says_later(&longest.of("unknown", || client.get(&format!("/{code}"))), code);
+            }
+            says_later(&longest.of("create", || create(&mut client, "never", &key)), "create");
+        });
+        let ready = server.get("/readyz");
+        assert_eq!((ready.status, &ready.json()["degraded"][0]), (200, &json!("store")), "{ready:?}");
+        says_later(&server.get("/readyz?require=store"), "readyz?require=store");
+        report(&format!("{end:?}, no store"), &longest.to_string());
+        ["unknown", "create"].iter().for_each(|kind| longest.within(FAST, kind));
+        server
+    };
+    without().stop();
+    let server = without();
+
+    stand.postgres.start();
+    stand.redis.as_mut().unwrap().restart();
+    stand.places[1].ok(&["link", "edit", "edited", "--url", TARGET]);
+    let healed = time::monotonic();
+    let (mut client, key) = (server.connect(), server.admin_key());
+    comes_back(&mut client, "cold");
+    eventually(BACK, "the edit shows", || client.get("/edited").location() == Some(TARGET));
+    eventually(BACK, "what is unknown is unknown again", || client.get("/unknown").status == 404);
+    eventually(BACK, "it creates", || create(&mut client, "after", &key).status == 201);
+    comes_back(&mut client, "after");
+    eventually(BACK, "it is ready", || server.get("/readyz?require=store").status == 200);
+    report(&format!("{end:?}, stores back"), &format!("all works after {:?}", since(healed)));
+    assert!(since(healed) <= BACK);
+    // Redis is left alone for its own time, and asked again by the next who looks for what is not in memory.
+    let mut asked = 0;
+    eventually(2 * BACK, "nothing is away", || {
+        asked += 1;
+        assert_eq!(client.get(&format!("/unknown-{asked}")).status, 404);
+        server.get("/readyz").json()["degraded"] == json!([])
+    });
+    for code in &warm {
+        assert_eq!(client.get(&format!("/{code}")).location(), Some(TARGET), "{code}");
+    }
+    server.stop();
+}
+
+#[test]
+fn a_start_without_stores_after_a_stop() {
+    check_start_without_stores(End::Stopped);
+}
+
+#[test]
+fn a_start_without_stores_after_a_kill() {
+    check_start_without_stores(End::Killed);
 }
