@@ -299,6 +299,8 @@ fn named_by(variable: &str) -> Option<&'static str> {
     match variable.strip_prefix(PREFIX)? {
         "CONFIG" => Some(CONFIG),
         "LISTEN" => Some(LISTEN),
+        "POSTGRES_URL" => Some("postgres.url"),
+        "REDIS_URL" => Some("redis.url"),
         _ => KEYS.iter().find(|key| key.variable().as_deref() == Some(variable)).map(|key| key.name),
     }
 }
@@ -1309,6 +1311,9 @@ mod tests {
                 ("WAYPOST_CACHE__TTL_FILE", "/run/ttl"),
                 ("WAYPOST_ADMIN_KEY_FILE", "/run/key"),
                 ("WAYPOST_SERVER", "https://x"),
+                ("WAYPOST_POSTGRES_URL_FILE", "/run/postgres"),
+                ("WAYPOST_REDIS_URL", "redis://cache"),
+                ("WAYPOST_CODES__WORKER_ID", "0"),
                 ("WAYPOST_KEY", "k"),
                 ("WAYPOST_SERVICE_HOST", "10.0.0.1"),
                 ("WAYPOST_SERVICE_PORT_HTTP", "80"),
@@ -1316,7 +1321,11 @@ mod tests {
                 ("WAYPOST_REDIS_PORT_6379_TCP_ADDR", "10.0.0.2"),
                 ("PATH", "/bin"),
             ],
-            &[("/run/ttl", "5s\r\n"), ("/run/key", "correct-horse-battery\n")],
+            &[
+                ("/run/ttl", "5s\r\n"),
+                ("/run/key", "correct-horse-battery\n"),
+                ("/run/postgres", "postgres://a:pony@db/w\n"),
+            ],
         )
         .unwrap();
         let Config { proxies, targets, log, codes, cache, admin_key, .. } = &loaded.config;
@@ -1325,8 +1334,13 @@ mod tests {
         assert_eq!(admin_key.as_ref().map(Secret::expose), Some("correct-horse-battery"));
         let printed = print(&loaded);
         assert!(printed.contains("# admin_key = \"(hidden)\"  # WAYPOST_ADMIN_KEY_FILE\n"), "{printed}");
-        assert!(!format!("{printed}{loaded:?}").contains("horse"), "{loaded:?}");
-        check_print(&loaded);
+        let (postgres, redis) = (loaded.config.postgres.as_ref().unwrap(), loaded.config.redis.as_ref().unwrap());
+        assert_eq!((postgres.url.expose(), redis.url.expose()), ("postgres://a:pony@db/w", "redis://cache"));
+        assert_eq!(codes.worker_id, Some(0));
+        assert!(printed.contains("# url = \"postgres://(hidden)@db/w\"  # WAYPOST_POSTGRES_URL_FILE\n"), "{printed}");
+        assert!(printed.contains("url = \"redis://cache\"  # WAYPOST_REDIS_URL\n"), "{printed}");
+        let shown = format!("{printed}{loaded:?}");
+        assert!(!shown.contains("horse") && !shown.contains("pony"), "{shown}");
     }
 
     #[test]

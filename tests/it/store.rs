@@ -162,6 +162,27 @@ impl Servers {
         servers
     }
 
+    /// A standby of the Postgres, and its port.
+    fn standby(&self) -> (Running, u16) {
+        let data = self.dir.path().join("standby");
+        let primary = format!("host=127.0.0.1 port={} user=owner password=owner-password", self.port);
+        let copied = command(&format!("{BIN}/pg_basebackup"))
+            .args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", &primary, "-D"])
+            .arg(&data)
+            .status()
+            .unwrap();
+        assert!(copied.success());
+        let port = free_port();
+        let standby = command(&format!("{BIN}/postgres"))
+            .arg("-D")
+            .arg(&data)
+            .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
+            .args(["-c", "fsync=off", "-c", "max_connections=300"])
+            .spawn()
+            .unwrap();
+        (Running(standby), port)
+    }
+
     /// SQL as the owner, past the pooler.
     async fn run(&self, database: &str, sql: &str) {
         let url = format!("postgres://{OWNER}@127.0.0.1:{}/{database}", self.port);
@@ -1131,5 +1152,93 @@ fn connections_are_replaced() {
         }
         assert!(seen.len() >= 5, "{seen:?}");
         assert!(sample.only_postgres().figures().open <= 2);
+    });
+}
+
+/// All transactions wait for a lock that another instance holds; look-ups and polls do not.
+#[test]
+fn look_ups_find_connections_while_writes_wait() {
+    let small = |settings: &mut config::Postgres| {
+        settings.pool = 2;
+        settings.pool_timeout = Duration::from_millis(200);
+    };
+    each_postgres(small, &async |sample| {
+        sample.add("a", A).await;
+        // The first poll of a store writes its timeline down.
+        sample.store.position().await.unwrap();
+        let (servers, database) = sample.behind.as_ref().unwrap();
+        let url = format!("postgres://{OWNER}@127.0.0.1:{}/{database}", servers.port);
+        let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute("BEGIN; SELECT version FROM feed FOR UPDATE").await.unwrap();
+        let tasks: Vec<_> = (0..10)
+            .map(|_| sample.store.clone())
+            .map(|store| tokio::spawn(async move { store.change(key("a"), edit(B), NOW).await }))
+            .collect();
+        let new = sample.new_link("b", A, OnConflict::Take);
+        let store = sample.store.clone();
+        let create = tokio::spawn(async move { store.insert(vec![new], NOW).await });
+        for _ in 0..50 {
+            assert!(matches!(sample.store.look_up(vec![key("a")]).await.unwrap()[..], [Found::Entry(_)]));
+            sample.store.position().await.unwrap();
+        }
+        assert!(tasks.iter().all(|task| !task.is_finished()), "{}", sample.kind);
+        client.batch_execute("COMMIT").await.unwrap();
+        for task in tasks {
+            task.await.unwrap().unwrap().unwrap();
+        }
+        assert_eq!(create.await.unwrap().unwrap(), [Inserted::Created]);
+        sample.assert_gapless().await;
+    });
+}
+
+#[test]
+fn a_standby_is_read_while_it_is_close_behind() {
+    runtime().block_on(async {
+        let servers = tokio::task::spawn_blocking(Servers::shared).await.unwrap();
+        let (standby, port) = {
+            let servers = servers.clone();
+            tokio::task::spawn_blocking(move || servers.standby()).await.unwrap()
+        };
+        let max_lag = Duration::from_secs(3);
+        let sample = Sample::postgres("postgres", Statements::Prepared, |settings| {
+            let url = settings.url.expose().replace(&format!(":{}/", servers.port), &format!(":{port}/"));
+            (settings.replica_url, settings.replica_max_lag) = (Some(ServiceUrl::new(url)), max_lag);
+        })
+        .await;
+        let (_, database) = sample.behind.as_ref().unwrap();
+        let url = format!("postgres://{OWNER}@127.0.0.1:{port}/{database}");
+        let (client, connection) = loop {
+            // The database has not come over yet.
+            match tokio_postgres::connect(&url, NoTls).await {
+                Ok(connected) => break connected,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        tokio::spawn(connection);
+        let count = async || sample.store.count(Filter::default(), Reading::Lately).await.unwrap();
+        let until = async |want: u64| {
+            let reached = async {
+                while count().await != want {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(LIMIT, reached).await.unwrap();
+        };
+        sample.add("a", A).await;
+        until(1).await;
+        client.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
+        let paused = "SELECT pg_get_wal_replay_pause_state() = 'paused'";
+        while !client.query_typed(paused, &[]).await.unwrap()[0].get::<_, bool>(0) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        sample.add("b", A).await;
+        assert_eq!(count().await, 1, "from the standby, which is close behind");
+        assert_eq!(sample.store.count(Filter::default(), Reading::Now).await.unwrap(), 2);
+        // It falls behind too far.
+        until(2).await;
+        client.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
+        drop(standby);
+        assert_eq!(count().await, 2, "it is gone");
     });
 }

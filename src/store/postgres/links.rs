@@ -84,7 +84,8 @@ impl Postgres {
     pub async fn link(&self, key: Key) -> Result<Option<Link>> {
         let (domain, code) = (i32::from(key.domain.0), key.code.to_string());
         let sql = format!("{LINK} WHERE l.domain_id = $1 AND l.code = $2");
-        let rows = self.inner.one(&sql, &[(&domain, Type::INT4), (&code, Type::TEXT)]).await?;
+        let params: [Param<'_>; 2] = [(&domain, Type::INT4), (&code, Type::TEXT)];
+        let rows = self.inner.read(&self.inner.primary, &sql, &params).await?;
         rows.first().map(whole).transpose()
     }
 
