@@ -44,21 +44,22 @@ impl Preload {
         let mut pins = Vec::new();
         let mut ticks = tokio::time::interval(PINS_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // Again with the next tick while the store is away.
-        let mut due = false;
+        // A change of links alone asks for nothing.
+        let asked = |position: &Position| (position.generation, position.asked);
+        let mut obeyed = None;
         loop {
             tokio::select! {
                 changed = seen.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    due = true;
                 }
                 _ = ticks.tick() => self.look_after(&pins).await,
             }
-            let known = *seen.borrow_and_update();
-            if known.is_some() && due {
-                due = self.obey(&mut last, &mut pins).await.is_err();
+            let known = seen.borrow_and_update().as_ref().map(asked);
+            // Again with the next tick while the store is away.
+            if known.is_some() && known != obeyed && self.obey(&mut last, &mut pins).await.is_ok() {
+                obeyed = known;
             }
         }
     }
