@@ -183,6 +183,8 @@ impl Inner {
 /// The writer: ends when no handle is left and everything that waited is done.
 async fn write_all(inner: Arc<Inner>, mut writes: mpsc::Receiver<Write>) {
     while let Some(first) = writes.recv().await {
+        // Whoever can go on now comes along.
+        tokio::task::yield_now().await;
         let mut rows = first.rows();
         let mut group = vec![first];
         while group.len() < GROUP_MAX && rows < GROUP_ROWS_MAX {
