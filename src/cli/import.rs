@@ -9,15 +9,17 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use tokio::task::JoinHandle;
 
 use super::{Common, Outcome, block_on, format, format_of, links, moving, print, say, start};
 use crate::domain::key::{Code, DomainId, Key};
 use crate::domain::time::{self, UnixMillis};
-use crate::links::{Checked, Links};
+use crate::links::{Checked, Links, NotMade};
 use crate::store::Store;
 use crate::store::row::{Found, Inserted, OnConflict};
 use crate::table::{Format, Reader};
@@ -69,7 +71,7 @@ struct Counts {
 
 struct Run<'a> {
     store: &'a Store,
-    links: &'a Links,
+    links: Arc<Links>,
     on_conflict: Conflict,
     /// With `--dry-run`, the codes that the lines before would have taken.
     dry_run: Option<HashSet<(DomainId, String)>>,
@@ -77,7 +79,16 @@ struct Run<'a> {
     bar: ProgressBar,
     /// Links to a transaction.
     batch: usize,
+    /// What is on its way into the store while the lines after it are read; one batch, so that of two lines with the same
+    /// code the first one wins.
+    sent: Option<Sent>,
     counts: Counts,
+}
+
+struct Sent {
+    /// Numbers of the lines, and their codes.
+    lines: Vec<(u64, Option<Code>)>,
+    outcomes: JoinHandle<Result<Vec<Inserted>, NotMade>>,
 }
 
 pub fn run(import: &Import, common: &Common) -> Outcome {
@@ -90,10 +101,10 @@ pub fn run(import: &Import, common: &Common) -> Outcome {
         let format = import.format.unwrap_or_else(|| format_of(path));
         let (bar, input) = open(path)?;
         let mut reader = Reader::new(input, format).with_context(|| path.display().to_string())?;
-        let links = links(&loaded.config, &store).await?;
+        let links = Arc::new(links(&loaded.config, &store).await?);
         let mut run = Run {
             store: &store,
-            links: &links,
+            links: Arc::clone(&links),
             on_conflict: import.on_conflict,
             dry_run: import.dry_run.then(HashSet::new),
             now: time::now(),
@@ -102,9 +113,11 @@ pub fn run(import: &Import, common: &Common) -> Outcome {
                 Store::Sqlite(_) => BATCH,
                 Store::Postgres(_) => BATCH_POSTGRES,
             },
+            sent: None,
             counts: Counts::default(),
         };
-        let outcome = run.take(&mut reader).await;
+        let read = run.take(&mut reader).await;
+        let outcome = read.and(run.settle().await);
         links.close().await;
         run.bar.finish_and_clear();
         print(&run.counts.report(import.dry_run, common.json));
@@ -158,23 +171,35 @@ impl Run<'_> {
 
     /// A batch of lines and their links, into the store or with `--dry-run` nowhere.
     async fn put(&mut self, batch: Vec<(u64, Checked)>) -> Outcome {
-        let Some((first, _)) = batch.first() else { return Ok(()) };
-        let first = *first;
+        if batch.is_empty() {
+            return Ok(());
+        }
         if self.dry_run.is_some() {
             return self.foresee(&batch).await;
         }
+        self.settle().await?;
         let on_conflict = match self.on_conflict {
             Conflict::Fail | Conflict::Skip => OnConflict::Take,
             Conflict::Update => OnConflict::Update,
         };
-        let names: Vec<(u64, Option<Code>)> = batch.iter().map(|(line, checked)| (*line, checked.code)).collect();
+        let lines = batch.iter().map(|(line, checked)| (*line, checked.code)).collect();
         let checked = batch.into_iter().map(|(_, checked)| checked).collect();
-        let outcomes = self.links.import(checked, on_conflict, self.now).await.with_context(|| {
+        let (links, now) = (Arc::clone(&self.links), self.now);
+        let outcomes = tokio::spawn(async move { links.import(checked, on_conflict, now).await });
+        self.sent = Some(Sent { lines, outcomes });
+        Ok(())
+    }
+
+    /// Waits for the batch that was sent last.
+    async fn settle(&mut self) -> Outcome {
+        let Some(Sent { lines, outcomes }) = self.sent.take() else { return Ok(()) };
+        let outcomes = outcomes.await.context("the import was ended")?.with_context(|| {
+            let first = lines.first().map_or(0, |(line, _)| *line);
             format!(
                 "the import stopped at line {first}: what is counted above stays, and --on-conflict skip goes on from there"
             )
         })?;
-        for ((line, code), outcome) in names.into_iter().zip(outcomes) {
+        for ((line, code), outcome) in lines.into_iter().zip(outcomes) {
             self.count(line, code, &outcome);
         }
         Ok(())

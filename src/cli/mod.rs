@@ -230,7 +230,8 @@ async fn start(common: &Common) -> Result<(Loaded, Store), Failure> {
 
 /// Runs a command to its end, on this thread.
 fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+    // A thread beside this one: the store is written to while an import reads on.
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(command)
 }
 
 /// What makes and checks links as `serve` does; a new domain of the configuration gets its number.

@@ -168,6 +168,11 @@ impl Policy {
         self.blocklist.as_ref().map_or(Refresh::Unchanged, |list| list.refresh(now))
     }
 
+    /// Whether [`Policy::refresh`] would look at the disk.
+    pub fn is_due(&self, now: UnixMillis) -> bool {
+        self.blocklist.as_ref().is_some_and(|list| list.is_due(now))
+    }
+
     fn check_length(&self, text: &str) -> Result<(), Refused> {
         if text.len() > self.max_bytes {
             return Err(Refused::TooLong { bytes: text.len(), max_bytes: self.max_bytes });
@@ -342,6 +347,13 @@ struct Seen {
     stamp: Option<Stamp>,
 }
 
+impl Seen {
+    fn is_due(&self, now: UnixMillis) -> bool {
+        // A clock that was set back is a reason to look, not to wait until it has caught up.
+        !(self.at..self.at.after(BLOCKLIST_CHECK)).contains(&now)
+    }
+}
+
 /// Modification time and length. A file changed twice within the file system's tick (some milliseconds), to the same
 /// length, and read in between, is not seen to have changed; one that is replaced by a rename within it neither.
 type Stamp = (SystemTime, u64);
@@ -387,6 +399,14 @@ impl Blocklist {
         hosts.exact.contains(host)
     }
 
+    fn is_due(&self, now: UnixMillis) -> bool {
+        match self.file.try_lock() {
+            Ok(seen) => seen.is_due(now),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().is_due(now),
+            Err(TryLockError::WouldBlock) => false,
+        }
+    }
+
     fn refresh(&self, now: UnixMillis) -> Refresh {
         // Whoever comes second need not wait for the disk.
         let mut seen = match self.file.try_lock() {
@@ -394,8 +414,7 @@ impl Blocklist {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return Refresh::Unchanged,
         };
-        // A clock that was set back is a reason to look, not to wait until it has caught up.
-        if (seen.at..seen.at.after(BLOCKLIST_CHECK)).contains(&now) {
+        if !seen.is_due(now) {
             return Refresh::Unchanged;
         }
         seen.at = now;

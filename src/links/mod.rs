@@ -205,6 +205,12 @@ impl Links {
         self.generation.store(generation, Ordering::Relaxed);
     }
 
+    /// Whether [`Links::refresh_policy`] would wait for the disk.
+    #[must_use]
+    pub fn policy_is_due(&self, now: UnixMillis) -> bool {
+        self.policy.is_due(now)
+    }
+
     /// Reads the block list anew if its file has changed.
     pub fn refresh_policy(&self, now: UnixMillis) {
         match self.policy.refresh(now) {

@@ -139,6 +139,9 @@ impl Follower {
     /// made up for by the next poll. Those who come together share one.
     pub async fn catch_up(&self) {
         let begun = self.begun.load(Ordering::Acquire);
+        // Those who were woken together, by one commit, are all counted here before the first of them polls: else the
+        // others wait for its poll, and then for one more.
+        tokio::task::yield_now().await;
         let mut followed = self.followed.lock().await;
         // A poll that began after this call has read whatever was committed before it.
         if followed.poll > begun {

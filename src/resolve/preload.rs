@@ -45,26 +45,27 @@ impl Preload {
         let mut pins = Vec::new();
         let mut ticks = tokio::time::interval(PINS_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // What a core of visitors would ask for in vain: links that memory does not keep. Until something changes.
+        // A change of links alone asks for nothing.
+        let asked = |position: &Position| (position.generation, position.asked);
+        let mut obeyed = None;
+        // Pinned links that memory does not keep; until a link changes.
         let mut hopeless = HashSet::new();
-        // Again with the next tick while the store is away.
-        let mut due = true;
         loop {
             tokio::select! {
                 changed = seen.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    due = true;
                     hopeless.clear();
                 }
-                _ = ticks.tick() => {}
+                _ = ticks.tick() => self.look_after(&pins, &mut hopeless).await,
             }
-            let known = *seen.borrow_and_update();
-            if known.is_some() && due {
-                due = self.obey(&mut last, &mut pins).await.is_err();
+            let known = seen.borrow_and_update().as_ref().map(asked);
+            // Again with the next tick while the store is away.
+            if known.is_some() && known != obeyed && self.obey(&mut last, &mut pins).await.is_ok() {
+                obeyed = known;
+                self.look_after(&pins, &mut hopeless).await;
             }
-            self.look_after(&pins, &mut hopeless).await;
         }
     }
 
