@@ -6,12 +6,13 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use waypost::domain::key::{Case, Code, DomainId, Key};
+use waypost::domain::target::Target;
 use waypost::domain::time::{self, UnixMillis};
-use waypost::store::row::{WarmReport, WarmWhat};
+use waypost::store::row::{Change, Patch, WarmReport, WarmWhat};
 use waypost::store::sqlite::Sqlite;
 use waypost::store::{self, Store};
 
-use super::support::{LIMIT, Setup, clean, eventually};
+use super::support::{Direct, LIMIT, Setup, clean, eventually, key};
 
 /// A folder with a configuration and an embedded store, whatever store the other tests use.
 pub(super) struct Place(TempDir);
@@ -226,4 +227,33 @@ fn a_server_loads_what_it_is_asked_for() {
     // It says that it ends.
     server.stop();
     assert_eq!(said(&["warm", "a"]), []);
+
+    // What is pinned is there from the start on, and the first request after it is heard.
+    assert!(setup.run(&["pin", "a"]).status.success());
+    std::fs::remove_file(setup.data().join("warm")).unwrap();
+    let server = setup.start();
+    eventually(LIMIT, "the pinned link is in memory", || server.metric("waypost_cache_links", &[]) > 0.0);
+    assert_eq!(said(&["warm", "b"]), [(json!(1), json!(0))]);
+}
+
+/// What another process changes while no server runs is known to the one that starts, however much it is.
+#[test]
+fn a_start_with_old_links_serves_none_of_them() {
+    let setup = Setup::new("");
+    let server = setup.start();
+    server.custom("old", "https://old.test/");
+    assert_eq!(server.get("/old").status, 307);
+    server.stop();
+    let direct = setup.store();
+    let fields = || Direct::fields("https://a.test/");
+    for batch in 0..20 {
+        let name = |number: i32| key(DomainId(0), &format!("n{batch}-{number}"));
+        direct.add_all((0..2000).map(|number| (name(number), fields())).collect());
+    }
+    let target = Target::new("https://new.test/").unwrap();
+    let patch = Patch { target: Some((target.as_str().to_owned(), target)), ..Patch::default() };
+    direct.change("old", Change::Edit(Box::new(patch)));
+    let server = setup.start();
+    assert_eq!(server.get("/old").location(), Some("https://new.test/"));
+    assert_eq!(server.metric("waypost_degraded", &[]), 0.0);
 }
