@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::LocalSet;
 
 use super::ask::{Answers, Looked, Lookup, Questions};
-use super::invalidate::AsOf;
+use super::invalidate::{AsOf, Trust};
 use super::tier::Remote;
 use super::{Memory, Tier};
 use crate::breaker::Breaker;
@@ -93,8 +93,17 @@ impl Flight {
         let mut turns = Vec::new();
         while questions.recv_many(&mut turns, TURNS_MAX).await > 0 {
             let since = time::monotonic();
-            let new = turns.drain(..).flatten().filter(|lookup| self.wait(*lookup));
-            let wanted: Vec<Wanted> = new.map(|lookup| Wanted { key: lookup.key, hash: lookup.hash, since }).collect();
+            let (mut wanted, mut gathered) = (Vec::new(), Gathered::new());
+            for lookup in turns.drain(..).flatten() {
+                if !self.wait(lookup) {
+                    continue;
+                }
+                match self.remembered(&lookup) {
+                    Some(looked) => gather(&mut gathered, self.leave(&lookup.key), &looked),
+                    None => wanted.push(Wanted { key: lookup.key, hash: lookup.hash, since }),
+                }
+            }
+            self.send(gathered).await;
             for wanted in wanted.chunks(BATCH_MAX) {
                 let (flight, wanted) = (Rc::clone(&self), wanted.to_vec());
                 if self.setup.remote.is_some() {
@@ -120,6 +129,18 @@ impl Flight {
                 slot.insert(vec![lookup]);
                 true
             }
+        }
+    }
+
+    /// What has come into memory since the core looked there: the answer to those who asked a moment before.
+    fn remembered(&self, lookup: &Lookup) -> Option<Looked> {
+        let memory = &*self.setup.memory;
+        if memory.feed.trust() == Trust::Expired {
+            return None;
+        }
+        match memory.shards.get(lookup.hash, &lookup.key) {
+            Some(hit) => Some(Looked::Found(Box::new(hit.entry), Tier::Shards)),
+            None => memory.negative.has(lookup.hash, &lookup.key, time::now()).then_some(Looked::Missing),
         }
     }
 
