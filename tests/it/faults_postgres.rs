@@ -469,7 +469,7 @@ fn each_change_is_said_once(log: &[String]) {
             .map(|line| line.contains(away))
             .collect();
         let alternates = said.iter().enumerate().all(|(number, away)| *away == (number % 2 == 0));
-        assert!(alternates && said.len() % 2 == 0, "{away}: {said:?}\n{}", log.join("\n"));
+        assert!(alternates && said.len().is_multiple_of(2), "{away}: {said:?}\n{}", log.join("\n"));
     }
 }
 
