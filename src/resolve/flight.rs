@@ -93,17 +93,16 @@ impl Flight {
         let mut turns = Vec::new();
         while questions.recv_many(&mut turns, TURNS_MAX).await > 0 {
             let since = time::monotonic();
-            let new = turns.drain(..).flatten().filter(|lookup| self.wait(*lookup));
-            let mut wanted: Vec<Wanted> =
-                new.map(|lookup| Wanted { key: lookup.key, hash: lookup.hash, since }).collect();
-            let mut gathered = Gathered::new();
-            wanted.retain(|wanted| match self.remembered(wanted) {
-                Some(looked) => {
-                    gather(&mut gathered, self.leave(&wanted.key), &looked);
-                    false
+            let (mut wanted, mut gathered) = (Vec::new(), Gathered::new());
+            for lookup in turns.drain(..).flatten() {
+                if !self.wait(lookup) {
+                    continue;
                 }
-                None => true,
-            });
+                match self.remembered(&lookup) {
+                    Some(looked) => gather(&mut gathered, self.leave(&lookup.key), &looked),
+                    None => wanted.push(Wanted { key: lookup.key, hash: lookup.hash, since }),
+                }
+            }
             self.send(gathered).await;
             for wanted in wanted.chunks(BATCH_MAX) {
                 let (flight, wanted) = (Rc::clone(&self), wanted.to_vec());
@@ -133,17 +132,16 @@ impl Flight {
         }
     }
 
-    /// What came into memory after the asker's core had looked there: the answer to somebody else, which left before this
-    /// question arrived. Without it, of many who ask for a cold link at a time some would send for it again.
-    fn remembered(&self, wanted: &Wanted) -> Option<Looked> {
+    /// What has come into memory since the core looked there: the answer to those who asked a moment before.
+    fn remembered(&self, lookup: &Lookup) -> Option<Looked> {
         let memory = &*self.setup.memory;
         if memory.feed.trust() == Trust::Expired {
             return None;
         }
-        if let Some(hit) = memory.shards.get(wanted.hash, &wanted.key) {
-            return Some(Looked::Found(Box::new(hit.entry), Tier::Shards));
+        match memory.shards.get(lookup.hash, &lookup.key) {
+            Some(hit) => Some(Looked::Found(Box::new(hit.entry), Tier::Shards)),
+            None => memory.negative.has(lookup.hash, &lookup.key, time::now()).then_some(Looked::Missing),
         }
-        memory.negative.has(wanted.hash, &wanted.key, time::now()).then_some(Looked::Missing)
     }
 
     /// Answers what Redis has and is believed; returns the others.
@@ -299,15 +297,13 @@ impl Flight {
         for waiter in waiters {
             let worker = self.setup.answers[waiter.worker].clone();
             let (store, entry) = (self.setup.store.clone(), entry.clone());
-            let limit = self.setup.lookup_timeout;
             tokio::spawn(async move {
-                let taken = async {
-                    if waiter.visit { store.take_visit(waiter.key, entry.id, time::now()).await } else { Ok(true) }
-                };
-                let looked = match tokio::time::timeout(limit, taken).await {
-                    Ok(Ok(true)) => Looked::Found(Box::new(entry), Tier::Store),
-                    Ok(Ok(false)) => Looked::UsedUp,
-                    Ok(Err(_)) | Err(_) => Looked::Unavailable,
+                let taken =
+                    if waiter.visit { store.take_visit(waiter.key, entry.id, time::now()).await } else { Ok(true) };
+                let looked = match taken {
+                    Ok(true) => Looked::Found(Box::new(entry), Tier::Store),
+                    Ok(false) => Looked::UsedUp,
+                    Err(_) => Looked::Unavailable,
                 };
                 let _ = worker.send(vec![(waiter.id, looked)]).await;
             });
