@@ -390,6 +390,7 @@ impl Links {
         let mut left: Vec<(usize, Checked)> = all.into_iter().enumerate().collect();
         for draw in 0..DRAWS_MAX {
             let mut rows = Vec::with_capacity(left.len());
+            self.lease_ids(left.len() as u64).await?;
             for (_, checked) in &left {
                 rows.push(self.new_link(checked.clone(), on_conflict, now).await?);
             }
@@ -469,6 +470,18 @@ impl Links {
     }
 
     /// The next id of a link. Ids begin with 1.
+    /// Has so many ids at hand: a lease for each [`LEASE`] of them would be a commit of its own to wait for.
+    async fn lease_ids(&self, count: u64) -> Result<(), store::Error> {
+        let mut leased = self.ids.lock().await;
+        leased.follow(self.generation.load(Ordering::Relaxed));
+        if leased.numbers.end - leased.numbers.start < count {
+            let span = count.max(LEASE);
+            let first = self.store.lease("link_ids", leased.numbers.end.max(1), span).await?;
+            leased.numbers = first..first + span;
+        }
+        Ok(())
+    }
+
     async fn next_id(&self) -> Result<u64, store::Error> {
         let mut leased = self.ids.lock().await;
         loop {
