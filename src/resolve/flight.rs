@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::LocalSet;
 
 use super::ask::{Answers, Looked, Lookup, Questions};
-use super::invalidate::AsOf;
+use super::invalidate::{AsOf, Trust};
 use super::tier::Remote;
 use super::{Memory, Tier};
 use crate::breaker::Breaker;
@@ -94,7 +94,17 @@ impl Flight {
         while questions.recv_many(&mut turns, TURNS_MAX).await > 0 {
             let since = time::monotonic();
             let new = turns.drain(..).flatten().filter(|lookup| self.wait(*lookup));
-            let wanted: Vec<Wanted> = new.map(|lookup| Wanted { key: lookup.key, hash: lookup.hash, since }).collect();
+            let mut wanted: Vec<Wanted> =
+                new.map(|lookup| Wanted { key: lookup.key, hash: lookup.hash, since }).collect();
+            let mut gathered = Gathered::new();
+            wanted.retain(|wanted| match self.remembered(wanted) {
+                Some(looked) => {
+                    gather(&mut gathered, self.leave(&wanted.key), &looked);
+                    false
+                }
+                None => true,
+            });
+            self.send(gathered).await;
             for wanted in wanted.chunks(BATCH_MAX) {
                 let (flight, wanted) = (Rc::clone(&self), wanted.to_vec());
                 if self.setup.remote.is_some() {
@@ -121,6 +131,19 @@ impl Flight {
                 true
             }
         }
+    }
+
+    /// What came into memory after the asker's core had looked there: the answer to somebody else, which left before this
+    /// question arrived. Without it, of many who ask for a cold link at a time some would send for it again.
+    fn remembered(&self, wanted: &Wanted) -> Option<Looked> {
+        let memory = &*self.setup.memory;
+        if memory.feed.trust() == Trust::Expired {
+            return None;
+        }
+        if let Some(hit) = memory.shards.get(wanted.hash, &wanted.key) {
+            return Some(Looked::Found(Box::new(hit.entry), Tier::Shards));
+        }
+        memory.negative.has(wanted.hash, &wanted.key, time::now()).then_some(Looked::Missing)
     }
 
     /// Answers what Redis has and is believed; returns the others.
