@@ -23,8 +23,9 @@ use crate::store::{Error, Store};
 
 /// The embedded store is asked this often: nobody hints.
 const INTERVAL_EMBEDDED: Duration = Duration::from_millis(200);
-/// A store that hints is asked this often all the same.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// A store that hints is asked this often all the same: a change shows within a second though no hint comes, and the poll
+/// that finds it takes its time, too.
+const INTERVAL: Duration = Duration::from_millis(800);
 /// An edit shows within 100 ms; each poll costs every instance a query.
 const HINTS_APART: Duration = Duration::from_millis(10);
 /// How long one poll may take before it counts as failed.
