@@ -35,6 +35,8 @@ use connect::{CONNECT_TIMEOUT, Form, Line, Target};
 pub const VALUE_BYTES_MAX: usize = 16 << 10;
 /// Keys to be written that wait.
 pub const WRITES_MAX: usize = 2048;
+/// Tokio's timers go off up to this late: their wheel counts whole milliseconds, and so does `epoll_wait`.
+const TIMER: Duration = Duration::from_millis(2);
 /// Writes that share a round trip.
 const WRITES_AT_ONCE: usize = 128;
 /// A subscription on which nothing came for so long is asked whether it lives.
@@ -294,7 +296,7 @@ impl Hints {
 
 impl Link {
     fn deadline(&self) -> Instant {
-        Instant::from_std(monotonic() + self.timeout)
+        Instant::from_std(monotonic() + self.timeout.saturating_sub(TIMER).max(TIMER))
     }
 
     fn channel(&self) -> String {
