@@ -1,15 +1,12 @@
 //! Redis, with real servers: every form of URL, what is garbage, and what goes wrong. Answers are right or none.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestRunner};
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use waypost::breaker::State;
 use waypost::config::{self, ServiceUrl};
@@ -17,6 +14,7 @@ use waypost::domain::time::{self, UnixMillis};
 use waypost::guard::limits::{Caller, GCRA_LUA, Limiter, Verdict, gcra};
 use waypost::redis::{Hints, Lost, Redis, VALUE_BYTES_MAX, limits};
 
+use crate::servers::redis::{Cluster, Redis as Server, Sentinel};
 use crate::support::eventually;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -25,76 +23,6 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const FAILURES: u32 = 3;
 const RECOVERY: Duration = Duration::from_millis(300);
 const LOOPBACK: &str = "127.0.0.1";
-
-/// A server that ends with the test.
-struct Server {
-    child: Child,
-    arguments: Vec<String>,
-    port: u16,
-    /// Goes with it.
-    _folder: TempDir,
-}
-
-impl Server {
-    fn start(arguments: &[&str]) -> Self {
-        Self::start_on(free_port(), arguments)
-    }
-
-    fn start_on(port: u16, arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut all: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        if !arguments.contains(&"--port") {
-            all.extend(["--port".to_owned(), port.to_string()]);
-        }
-        all.extend(["--bind", LOOPBACK, "--save", "", "--enable-debug-command", "yes"].map(str::to_owned));
-        all.extend(["--dir".to_owned(), folder.path().to_str().unwrap().to_owned()]);
-        let child = spawn("redis-server", &all);
-        Self { child, arguments: all, port, _folder: folder }
-    }
-
-    fn url(&self) -> String {
-        format!("redis://{LOOPBACK}:{}", self.port)
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn restart(&mut self) {
-        self.child = spawn("redis-server", &self.arguments);
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// What `redis-cli` prints.
-    fn cli(&self, arguments: &[&str]) -> String {
-        cli(&[&["-p", &self.port.to_string()], arguments].concat())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended in the test.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn spawn(program: &str, arguments: &[String]) -> Child {
-    Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
-}
-
-fn cli(arguments: &[&str]) -> String {
-    let output = Command::new("redis-cli").args(arguments).stdin(Stdio::null()).output().unwrap();
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
-}
 
 fn settings(url: &str) -> config::Redis {
     config::Redis {
@@ -196,80 +124,44 @@ fn check(settings: &config::Redis) {
 
 #[test]
 fn every_form_of_one_server() {
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("redis.sock");
+    let plain = Server::start();
+    let socket = plain.socket();
     let socket = socket.to_str().unwrap();
-    let plain = Server::start(&["--unixsocket", socket]);
     check(&settings(&plain.url()));
     plain.cli(&["flushall"]);
     check(&settings(&format!("redis+unix://{socket}")));
     plain.cli(&["flushall"]);
     check(&settings(&format!("unix://{socket}?db=3")));
-    assert_eq!(plain.cli(&["dbsize"]), "0\n", "it was in database 3");
+    assert_eq!(plain.cli(&["dbsize"]), "0", "it was in database 3");
 
-    let guarded =
-        Server::start(&["--requirepass", "s3cret/@:word", "--user", "ann", "on", ">pass", "~t:*", "&t:*", "+@all"]);
-    check(&settings(&format!("redis://:s3cret%2F%40%3Aword@{LOOPBACK}:{}/2", guarded.port)));
-    check(&settings(&format!("redis://ann:pass@{LOOPBACK}:{}", guarded.port)));
-    let wrong = Client::new(&settings(&format!("redis://:wrong@{LOOPBACK}:{}", guarded.port)));
+    let guarded = Server::start();
+    guarded.cli(&["acl", "setuser", "ann", "on", ">pass", "~t:*", "&t:*", "+@all"]);
+    guarded.cli(&["config", "set", "requirepass", "s3cret/@:word"]);
+    let address = guarded.address();
+    check(&settings(&format!("redis://:s3cret%2F%40%3Aword@{address}/2")));
+    check(&settings(&format!("redis://ann:pass@{address}")));
+    let wrong = Client::new(&settings(&format!("redis://:wrong@{address}")));
     eventually(LIMIT, "it is left alone", || wrong.get(&["t:a"]).is_none() && wrong.redis.figures().opened > 0);
 }
 
 #[test]
 fn tls_is_checked() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    make_certificates(folder.path());
-    let port = free_port();
-    let _server = Server::start_on(
-        port,
-        &[
-            "--port",
-            "0",
-            "--tls-port",
-            &port.to_string(),
-            "--tls-cert-file",
-            &file("server.pem"),
-            "--tls-key-file",
-            &file("server.key"),
-            "--tls-ca-cert-file",
-            &file("ca.pem"),
-            "--tls-auth-clients",
-            "no",
-        ],
-    );
-    let with =
-        |ca: &str| config::Redis { ca_file: Some(file(ca).into()), ..settings(&format!("rediss://{LOOPBACK}:{port}")) };
-    check(&with("ca.pem"));
-    let stranger = Client::new(&with("other.pem"));
+    let [server, other] = [(); 2].map(|()| Server::with_tls());
+    let with = |ca_file: &Path| config::Redis { ca_file: Some(ca_file.to_owned()), ..settings(&server.url()) };
+    check(&with(server.ca_file()));
+    let stranger = Client::new(&with(other.ca_file()));
     eventually(LIMIT, "it is left alone", || {
         assert_eq!(stranger.get(&["t:a"]), None);
         stranger.redis.figures().opened > 0
     });
-    let broken = Redis::open(&with("server.key"), config::Breaker { failures: 1, recovery: RECOVERY });
+    let key = server.ca_file().with_file_name("server.key");
+    let broken = Redis::open(&with(&key), config::Breaker { failures: 1, recovery: RECOVERY });
     assert!(broken.err().unwrap().to_string().contains("server.key cannot be used: it has no certificate"));
-}
-
-/// An authority, a server's certificate of it for 127.0.0.1, and another authority.
-fn make_certificates(folder: &Path) {
-    let openssl = |arguments: &str| {
-        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().unwrap();
-        assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    for (name, subject) in [("ca", "/CN=ca"), ("other", "/CN=other")] {
-        openssl(&format!("req -x509 {key} -keyout {name}.key -out {name}.pem -days 2 -subj {subject}"));
-    }
-    std::fs::write(folder.join("extensions"), format!("subjectAltName=IP:{LOOPBACK}\n")).unwrap();
-    openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=server"));
-    openssl(
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 2 -extfile extensions",
-    );
 }
 
 #[test]
 fn garbage_is_a_miss_of_its_key_alone() {
-    let server = Server::start(&[]);
+    let server = Server::start();
     let client = Client::of(&server.url());
     let longest = "x".repeat(VALUE_BYTES_MAX);
     client.wait_until_it_keeps("t:good", &longest);
@@ -312,7 +204,7 @@ fn garbage_is_a_miss_of_its_key_alone() {
 fn a_frozen_server_costs_each_call_its_time_out_and_then_nothing() {
     let timeout = Duration::from_millis(50);
     let recovery = Duration::from_secs(2);
-    let server = Server::start(&[]);
+    let server = Server::start();
     let runtime = Runtime::new().unwrap();
     let redis = {
         let _entered = runtime.enter();
@@ -323,7 +215,7 @@ fn a_frozen_server_costs_each_call_its_time_out_and_then_nothing() {
     client.wait_until_it_answers();
     eventually(LIMIT, "no failure is in a row with ours", || client.get(&["t:a"]).is_some());
 
-    server.signal(Signal::STOP);
+    server.freeze();
     let limiter = Limiter::new(60, Some(2), 10);
     for n in 0..FAILURES {
         let begun = time::monotonic();
@@ -347,7 +239,7 @@ fn a_frozen_server_costs_each_call_its_time_out_and_then_nothing() {
     client.set("t:a", "one");
     eventually(LIMIT, "the write is dropped", || client.redis.figures().dropped > dropped);
 
-    server.signal(Signal::CONT);
+    server.thaw();
     client.wait_until_it_keeps("t:a", "two");
     let figures = client.redis.figures();
     assert!(figures.timeouts >= u64::from(FAILURES), "{figures:?}");
@@ -356,19 +248,19 @@ fn a_frozen_server_costs_each_call_its_time_out_and_then_nothing() {
 
 #[test]
 fn a_flood_of_writes_is_bounded() {
-    let server = Server::start(&[]);
+    let server = Server::start();
     let client = Client::of(&server.url());
-    server.signal(Signal::STOP);
+    server.freeze();
     client.redis.set_many((0..10_000).map(|n| (format!("t:{n}").into_bytes(), b"x".to_vec())).collect());
     let dropped = client.redis.figures().dropped;
     assert!((7_000..10_000).contains(&dropped), "{dropped} were dropped");
-    server.signal(Signal::CONT);
+    server.thaw();
     client.wait_until_it_keeps("t:a", "one");
 }
 
 #[test]
 fn a_server_that_dies_and_comes_back_and_forgets() {
-    let mut server = Server::start(&[]);
+    let mut server = Server::start();
     let client = Client::of(&server.url());
     client.wait_until_it_keeps("t:a", "one");
     let limiter = Limiter::new(1, Some(10), 10);
@@ -398,7 +290,7 @@ fn a_server_that_dies_and_comes_back_and_forgets() {
 
 #[test]
 fn a_silent_subscription_is_asked_whether_it_lives() {
-    let server = Server::start(&[]);
+    let server = Server::start();
     let client = Client::of(&server.url());
     let mut hints = client.hints().unwrap();
     // Longer than the time between two questions: the answers are no hints.
@@ -407,13 +299,13 @@ fn a_silent_subscription_is_asked_whether_it_lives() {
     assert!(early.is_err(), "{early:?}");
     client.redis.publish(b"x".to_vec());
     client.hint(&mut hints).unwrap();
-    server.signal(Signal::STOP);
+    server.freeze();
     assert!(client.hint(&mut hints).is_err());
 }
 
 #[test]
 fn a_read_only_server_is_left_for_another() {
-    let server = Server::start(&[]);
+    let server = Server::start();
     let client = Client::of(&server.url());
     server.cli(&["replicaof", LOOPBACK, "1"]);
     let errors = client.redis.figures().errors;
@@ -426,7 +318,7 @@ fn a_read_only_server_is_left_for_another() {
 /// Twice the same arithmetic: for any calls at any times, in Lua on a real server and in Rust.
 #[test]
 fn the_script_is_the_twin_of_gcra() {
-    let server = Server::start(&[]);
+    let server = Server::start();
     let client = ::redis::Client::open(server.url()).unwrap();
     let mut connection = None;
     eventually(LIMIT, "it answers", || {
@@ -480,7 +372,7 @@ fn the_script_is_the_twin_of_gcra() {
 
 #[test]
 fn what_is_no_time_is_written_over() {
-    let server = Server::start(&[]);
+    let server = Server::start();
     let client = Client::of(&server.url());
     let limiter = Limiter::new(60, Some(2), 10);
     for (caller, (value, want)) in [
@@ -505,53 +397,16 @@ fn what_is_no_time_is_written_over() {
 
 #[test]
 fn sentinel_names_the_next_master() {
-    let mut master = Server::start(&["--requirepass", "pass", "--masterauth", "pass"]);
-    let replica = Server::start(&[
-        "--requirepass",
-        "pass",
-        "--masterauth",
-        "pass",
-        "--replicaof",
-        &format!("{LOOPBACK} {}", master.port),
-        "--repl-diskless-sync-delay",
-        "0",
-    ]);
-    let sentinel_folder = tempfile::tempdir().unwrap();
-    let sentinel_file = sentinel_folder.path().join("sentinel.conf");
-    let sentinel_port = free_port();
-    std::fs::write(
-        &sentinel_file,
-        format!(
-            "port {sentinel_port}\nbind {LOOPBACK}\ndir {}\nsentinel monitor links {LOOPBACK} {} 1\n\
-             sentinel auth-pass links pass\nsentinel down-after-milliseconds links 500\n\
-             sentinel failover-timeout links 2000\n",
-            sentinel_folder.path().display(),
-            master.port
-        ),
-    )
-    .unwrap();
-    let in_sync =
-        || replica.cli(&["-a", "pass", "--no-auth-warning", "info", "replication"]).contains("link_status:up");
-    eventually(LIMIT, "the replica follows", in_sync);
-    let sentinel_arguments = [sentinel_file.to_str().unwrap().to_owned(), "--sentinel".to_owned()];
-    let _sentinel = Server {
-        child: spawn("redis-server", &sentinel_arguments),
-        arguments: Vec::new(),
-        port: sentinel_port,
-        _folder: sentinel_folder,
-    };
-    eventually(LIMIT, "sentinel knows the replica", || {
-        cli(&["-p", &sentinel_port.to_string(), "sentinel", "master", "links"]).contains("num-slaves\n1\n")
-    });
-
+    let mut all = Sentinel::start();
+    all.guard("pass");
     // The first of the sentinels is away.
-    let url = format!("redis+sentinel://:pass@{LOOPBACK}:1,{LOOPBACK}:{sentinel_port}/links");
+    let url = all.url().replace("://", &format!("://:pass@{LOOPBACK}:1,"));
     check(&settings(&url));
     let client = Client::of(&url);
     client.wait_until_it_keeps("t:a", "one");
-    master.kill();
+    all.servers[0].kill();
     client.wait_until_it_keeps("t:b", "two");
-    assert_eq!(replica.cli(&["-a", "pass", "--no-auth-warning", "get", "t:b"]), "two\n");
+    assert_eq!(all.servers[1].cli(&["-a", "pass", "--no-auth-warning", "get", "t:b"]), "two");
     let mut hints = client.hints().unwrap();
     client.redis.publish(b"x".to_vec());
     client.hint(&mut hints).unwrap();
@@ -559,38 +414,11 @@ fn sentinel_names_the_next_master() {
 
 #[test]
 fn a_cluster_answers_right_or_not_at_all() {
-    let mut servers: Vec<Server> = (0..6)
-        .map(|_| {
-            let bus = free_port().to_string();
-            Server::start(&[
-                "--cluster-enabled",
-                "yes",
-                "--cluster-port",
-                &bus,
-                "--cluster-node-timeout",
-                "1000",
-                "--repl-diskless-sync-delay",
-                "0",
-                "--cluster-require-full-coverage",
-                "no",
-            ])
-        })
-        .collect();
-    let addresses: Vec<String> = servers.iter().map(|server| format!("{LOOPBACK}:{}", server.port)).collect();
-    for server in &servers {
-        eventually(LIMIT, "it answers", || server.cli(&["ping"]) == "PONG\n");
+    let mut cluster = Cluster::start();
+    for node in &cluster.nodes {
+        assert_eq!(node.cli(&["config", "set", "cluster-require-full-coverage", "no"]), "OK");
     }
-    let mut create = vec!["--cluster", "create"];
-    create.extend(addresses.iter().map(String::as_str));
-    create.extend(["--cluster-replicas", "1", "--cluster-yes"]);
-    let created = cli(&create);
-    assert!(created.contains("All 16384 slots covered"), "{created}");
-    for server in &servers {
-        eventually(LIMIT, "all agree", || {
-            let nodes = server.cli(&["cluster", "nodes"]);
-            server.cli(&["cluster", "info"]).contains("cluster_state:ok") && nodes.matches("slave").count() == 3
-        });
-    }
+    let addresses: Vec<String> = cluster.nodes.iter().map(|node| node.address().to_string()).collect();
 
     // One of the nodes that the URL names is away.
     let url = format!("redis+cluster://{LOOPBACK}:1,{},{}", addresses[1], addresses[2]);
@@ -609,8 +437,8 @@ fn a_cluster_answers_right_or_not_at_all() {
     client.redis.set_many(values.iter().map(|(key, value)| (key.clone().into(), value.clone().into())).collect());
     eventually(LIMIT, "all are there", || right() == keys.len());
 
-    let id = |server: &Server| server.cli(&["cluster", "myid"]).trim().to_owned();
-    let (from, to) = (id(&servers[0]), id(&servers[1]));
+    let id = |server: &Server| server.cli(&["cluster", "myid"]);
+    let (from, to) = (id(&cluster.nodes[0]), id(&cluster.nodes[1]));
     let mut reshard = Command::new("redis-cli")
         .args(["--cluster", "reshard", &addresses[0], "--cluster-from", &from, "--cluster-to", &to])
         .args(["--cluster-slots", "300", "--cluster-yes"])
@@ -629,12 +457,13 @@ fn a_cluster_answers_right_or_not_at_all() {
     assert!(status.success(), "reshard: {status}");
     assert!(rounds > 10 && least > keys.len() * 8 / 10, "{rounds} rounds, at least {least} right");
     eventually(LIMIT, "all are there", || right() == keys.len());
-    let copied = || servers[3..].iter().all(|server| server.cli(&["info", "replication"]).contains("link_status:up"));
+    let copied =
+        || cluster.nodes[3..].iter().all(|server| server.cli(&["info", "replication"]).contains("link_status:up"));
     eventually(LIMIT, "the replicas follow", copied);
 
     // One that is frozen costs its own keys alone, and after some time-outs they cost nothing either. It is too short
     // for the cluster to notice.
-    servers[1].signal(Signal::STOP);
+    cluster.nodes[1].freeze();
     for _ in 0..FAILURES {
         assert!(right() > 0);
     }
@@ -643,11 +472,11 @@ fn a_cluster_answers_right_or_not_at_all() {
         assert!(right() > 0);
         begun.elapsed() < TIMEOUT / 2
     });
-    servers[1].signal(Signal::CONT);
+    cluster.nodes[1].thaw();
     eventually(LIMIT, "all are there", || right() == keys.len());
     assert_eq!(client.redis.figures().opened, 0);
 
-    servers[2].kill();
+    cluster.nodes[2].kill();
     let begun = time::monotonic();
     let least = right();
     assert!(begun.elapsed() < TIMEOUT * 2 && least > 0, "{least} right in {:?}", begun.elapsed());

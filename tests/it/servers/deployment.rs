@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 
 use super::postgres::{Database, Postgres, ROLE};
-use crate::support::{Direct, Server, clean};
+use crate::support::{Direct, LIMIT, Server, clean, eventually};
 
 /// How instances come to Postgres.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,10 +97,16 @@ impl Deployment {
         Direct::postgres(&self.path("store.toml"))
     }
 
-    /// How often rows of links were looked for. What a process has done counts when it has ended: before, Postgres tells
-    /// of it when it likes.
+    /// How often links were looked for since the store was made. Every instance must have ended: what Postgres counts for
+    /// a connection is there when that ends, or whenever it likes.
     pub(crate) fn look_ups(&self) -> u64 {
-        let sum = "SELECT sum(coalesce(seq_scan, 0) + coalesce(idx_scan, 0)) FROM pg_stat_user_tables";
-        self.database.sql(&format!("{sum} WHERE relname = 'links'")).parse().unwrap()
+        let sql = |sql: &str| -> u64 { self.database.sql(sql).parse().unwrap() };
+        eventually(LIMIT, "every connection ends", || {
+            sql("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+                == 0
+        });
+        sql(
+            "SELECT sum(coalesce(seq_scan, 0) + coalesce(idx_scan, 0)) FROM pg_stat_user_tables WHERE relname = 'links'",
+        )
     }
 }

@@ -227,6 +227,20 @@ impl Sentinel {
         format!("redis+sentinel://{}/{MASTER}", addresses.join(","))
     }
 
+    /// Gives servers a password, which the Sentinels know and do not ask for themselves.
+    pub(crate) fn guard(&self, password: &str) {
+        for (port, ..) in &self.watchers {
+            let said = How::default().cli(*port, &["SENTINEL", "SET", MASTER, "auth-pass", password]);
+            assert_eq!(said, "OK");
+        }
+        for server in &self.servers {
+            assert_eq!(server.cli(&["CONFIG", "SET", "masterauth", password]), "OK");
+        }
+        for server in &self.servers {
+            assert_eq!(server.cli(&["CONFIG", "SET", "requirepass", password]), "OK");
+        }
+    }
+
     /// The port of the master, as the Sentinels see it.
     pub(crate) fn master(&self) -> u16 {
         let said = How::default().cli(self.watchers[0].0, &["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER]);
