@@ -82,7 +82,7 @@ impl Breaker {
                 inner.failures = 0;
                 inner.probing = false;
                 if was_open {
-                    tracing::info!(dependency = self.dependency, "it answers again");
+                    tracing::info!(dependency = self.dependency, "it answers again: its breaker is closed");
                 }
             }
             Err(error) => {
@@ -94,7 +94,7 @@ impl Breaker {
                 }
                 if !was_open && inner.probe_at.is_some() {
                     inner.opened += 1;
-                    tracing::warn!(dependency = self.dependency, %error, "it does not answer: it is left alone for a while");
+                    tracing::warn!(dependency = self.dependency, %error, "it does not answer: its breaker is open");
                 }
             }
         }

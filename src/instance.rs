@@ -130,10 +130,10 @@ impl Instance {
         std::iter::once(("store", self.parts.breaker.state())).chain(redis)
     }
 
-    /// Whether asking the store is of no use now.
+    /// Whether asking the store is of no use now: it is left alone, or did not answer a moment ago.
     #[must_use]
     pub fn store_is_away(&self) -> bool {
-        self.parts.breaker.state() != State::Closed
+        self.parts.breaker.state() != State::Closed || self.parts.follower.is_failing()
     }
 
     /// What is away that redirects can do without, of [`REASONS`].

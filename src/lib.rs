@@ -1,18 +1,21 @@
 //! waypost: a URL shortener and redirect server.
 //!
 //! Two worlds. **Front**: one worker thread per core, each with a single-threaded runtime, its own listener and its own
-//! hot cache. **Back**: one multi-threaded runtime for the API and housekeeping, a thread that looks up, and one that writes
-//! the store. Nothing in front waits for anything in back, except a look-up that no memory can answer, and a request
-//! that is no redirect.
+//! hot cache. **Back**: one multi-threaded runtime for the API and housekeeping, a thread that looks up, and, with the
+//! embedded store, one that writes it. Nothing in front waits for anything in back, except a look-up that no memory can
+//! answer, and a request that is no redirect.
 //!
 //! ```text
 //!  front, per core                                            back
-//!  accept ─▶ http ─▶ resolve ─────── lookup ───────────────▶ resolve::flight ─▶ store (sqlite)
-//!             │      hot ▸ shards ▸ negative                                      │
+//!  accept ─▶ http ─▶ resolve ─────── lookup ───────────────▶ resolve::flight ─▶ redis ─▶ store (sqlite | postgres)
+//!             │      hot ▸ shards ▸ negative                    resolve::preload ────────▶ │
 //!             │           ◀── forget ─────────────────────── resolve::follow ◀── feed of changes
+//!             │                     DATA/warm ◀── most asked ──┘    ▲ hints: redis, postgres
 //!             ├─▶ respond
 //!             ├─▶ visits (counts, this core's)
 //!             └─▶ anything else ──── api ──────────────────▶ api ─▶ links ─▶ store
+//!                                                             │  └─ resolve::through ─▶ redis
+//!                                                             ├─ guard, redis::limits
 //!                                                             └─ metrics ◀─ every core's counters
 //!  worker ◀────────────────────────── control ─────────────── app (tick, drain)
 //! ```
@@ -33,8 +36,8 @@
 //! a timer. Only `domain::time` reads the clock. No queue is unbounded. No secret stands in a log line. No request makes an
 //! outbound connection.
 //!
-//! Imports point one way: `domain, metrics, control ◀ codes, visits ◀ guard ◀ config ◀ store ◀ links, resolve ◀ table,
-//! http ◀ accept ◀ instance ◀ api ◀ app ◀ cli ◀ main`.
+//! Imports point one way: `domain, metrics, control ◀ codes, visits ◀ guard ◀ config ◀ breaker ◀ redis, store ◀ links,
+//! resolve ◀ table, http ◀ accept ◀ instance ◀ api ◀ app ◀ cli ◀ main`.
 //!
 //! The modules in the order in which a request travels:
 
@@ -47,6 +50,7 @@ pub mod api;
 pub mod codes;
 pub mod guard;
 pub mod links;
+pub mod redis;
 pub mod store;
 pub mod table;
 
@@ -59,4 +63,3 @@ pub mod domain;
 pub mod instance;
 pub mod log;
 pub mod metrics;
-pub mod redis;

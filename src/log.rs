@@ -8,9 +8,11 @@ use std::io;
 
 use tracing::Level;
 use tracing::field::{Field, Visit};
+use tracing::subscriber::set_global_default;
 use tracing_subscriber::field::{MakeVisitor, VisitFmt, VisitOutput};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::layer::SubscriberExt;
 
 use crate::config::{Log, LogFormat};
 
@@ -18,9 +20,15 @@ use crate::config::{Log, LogFormat};
 pub fn start(log: &Log) {
     let writer = || Clean(io::stderr());
     let builder = tracing_subscriber::fmt().with_writer(writer).with_target(false).with_max_level(level(log.level));
+    // What libraries say of a dependency's state we say ourselves, once.
+    let everybody = log.level >= Level::DEBUG;
+    let ours = filter_fn(move |event| everybody || event.target().starts_with(env!("CARGO_CRATE_NAME")));
     let started = match log.format {
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
-        LogFormat::Text => builder.with_ansi(false).fmt_fields(Escaped).try_init(),
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            set_global_default(builder.finish().with(ours))
+        }
+        LogFormat::Text => set_global_default(builder.with_ansi(false).fmt_fields(Escaped).finish().with(ours)),
     };
     // A second start in one process is a test's.
     drop(started);

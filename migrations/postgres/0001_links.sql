@@ -49,7 +49,7 @@ CREATE TABLE link_totals (
   link_id  bigint PRIMARY KEY REFERENCES links (id) ON DELETE CASCADE,
   imported bigint NOT NULL
 );
-CREATE INDEX link_totals_by_imported ON link_totals (imported, link_id);
+CREATE INDEX link_totals_by_imported ON link_totals (imported DESC, link_id);
 
 -- Visits taken out of max_visits.
 CREATE TABLE link_quotas (
@@ -66,7 +66,9 @@ CREATE TABLE feed (
   asked      bigint NOT NULL,             -- grows with each request to warm and each change of the pins
   timeline   text NOT NULL                -- of the write-ahead log, when it was last seen; '': never
 );
-INSERT INTO feed (one, version, generation, asked, timeline) VALUES (1, 0, 0, 0, '');
+-- The generation begins with chance: what two stores have left in one Redis is told apart by it.
+INSERT INTO feed (one, version, generation, asked, timeline)
+  VALUES (1, 0, floor(random() * 140737488355328)::bigint, 0, '');
 
 -- History, undo, and what servers follow to forget what they remember.
 CREATE TABLE link_changes (

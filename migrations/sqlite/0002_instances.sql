@@ -3,7 +3,9 @@
 -- generation grows when the store was put back: versions and leased numbers may then come again.
 -- asked grows with each request to warm and each change of the pins.
 ALTER TABLE feed ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
+-- It begins with chance: what two stores have left in one Redis is told apart by it.
 ALTER TABLE feed ADD COLUMN asked INTEGER NOT NULL DEFAULT 0;
+UPDATE feed SET generation = abs(random() % 140737488355328);
 
 -- What an instance that starts, or has fallen behind, reads of the feed.
 CREATE INDEX link_changes_edits ON link_changes (version) WHERE what <> 'create';

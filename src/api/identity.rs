@@ -10,7 +10,7 @@ use dashmap::DashMap;
 use http::HeaderMap;
 
 use super::problem::Problem;
-use super::{Api, From, limit_headers};
+use super::{Api, From, away, limit_headers};
 use crate::domain::time::{self, UnixMillis};
 use crate::guard::keys::{self, ApiKey, KeyRecord, Presented, Scope, Scopes};
 use crate::guard::limits::{Caller, Limiter, Verdict};
@@ -94,17 +94,13 @@ impl Api {
         if let Some(record) = self.known.get(id, now) {
             return Ok(Some(record));
         }
-        match self.store.key(id.to_owned()).await {
-            Ok(record) => {
-                self.known.note(id, record.clone(), now);
-                Ok(record)
-            }
-            Err(error) if error.is_transient() => match self.known.last(id) {
-                Some(record) => Ok(Some(record)),
-                None => Err(Problem::of_store(&error)),
-            },
-            Err(error) => Err(Problem::of_store(&error)),
+        // Nobody waits for a time-out to be told what is known already.
+        if self.instance.store_is_away() {
+            return self.known.last(id).map(Some).ok_or_else(away);
         }
+        let record = self.store.key(id.to_owned()).await.map_err(|error| Problem::of_store(&error))?;
+        self.known.note(id, record.clone(), now);
+        Ok(record)
     }
 
     async fn unknown_key(&self, from: From, now: UnixMillis) -> Problem {

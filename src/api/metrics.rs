@@ -253,6 +253,11 @@ impl Collector for Scrape {
             "Whether a dependency is asked: 0 always, 1 once to see, 2 not at all.",
             instance.breakers().map(|(dependency, state)| (label("dependency", dependency), f64::from(state as u8))),
         )?;
+        sheet.counter(
+            "waypost_breaker_opened",
+            "How often a dependency was given up on for a while.",
+            instance.opened().map(|(dependency, opened)| (label("dependency", dependency), opened)),
+        )?;
         if let Store::Postgres(postgres) = instance.store() {
             let figures = postgres.figures();
             sheet.gauge(

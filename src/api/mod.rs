@@ -27,6 +27,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tower_service::Service;
 
 use crate::config;
+use crate::domain::key::Key;
 use crate::guard::keys::AdminKey;
 use crate::guard::limits::{Limiter, Verdict};
 use crate::http::call::{CALLS_MAX, Call};
@@ -35,7 +36,7 @@ use crate::instance::Instance;
 use crate::links::Links;
 use crate::redis::Redis;
 use crate::resolve::follow::Follower;
-use crate::resolve::tier::Remote;
+use crate::resolve::through::Through;
 use crate::store::Store;
 use identity::Known;
 use problem::Problem;
@@ -50,8 +51,8 @@ pub struct Api {
     pub store: Store,
     /// Empty until the store was there once.
     pub links: Arc<OnceLock<Arc<Links>>>,
-    /// The tier that creates are written through to.
-    pub remote: Option<Remote>,
+    /// To Redis, if there is one.
+    pub through: Option<Through>,
     /// Of the shared rate limits.
     pub redis: Option<Redis>,
     pub follower: Arc<Follower>,
@@ -69,11 +70,27 @@ pub struct Api {
 }
 
 impl Api {
+    /// A link was created by this process: it shows here when this returns, and soon everywhere.
+    pub async fn created(&self, key: Key) {
+        self.follower.catch_up().await;
+        if let Some(through) = &self.through {
+            through.created(key);
+        }
+        if let Some(redis) = &self.redis {
+            // A hint: whoever hears it looks into the feed. The store hints as well, past a pooler to nobody.
+            redis.publish(Vec::new());
+        }
+    }
+
     /// What makes links. An error says at once that the store is away, rather than let everybody wait for it.
     pub fn links(&self) -> Result<&Arc<Links>, Problem> {
-        let away = || Problem::new(503, "the store is not available: try again in a moment");
         if self.instance.store_is_away() { Err(away()) } else { self.links.get().ok_or_else(away) }
     }
+}
+
+/// What is said at once while the store's breaker is open.
+fn away() -> Problem {
+    Problem::new(503, "the store is not available: try again in a moment")
 }
 
 /// Who sent a request: an extension of it.

@@ -74,7 +74,7 @@ pub async fn shorten(
         NotMade::Full | NotMade::NumbersUsedUp | NotMade::NoWorkerId => Problem::new(503, error.to_string()),
         NotMade::Store(error) => Problem::of_store(&error),
     })?;
-    api.follower.catch_up().await;
+    api.created(key).await;
     let code = key.code.to_string();
     let short_url = format!("{}/{code}", api.base_url);
     let mut headers: HeaderMap = limit_headers(&limit);

@@ -104,10 +104,13 @@ pub async fn store_hints(postgres: Postgres, follower: Arc<Follower>) {
 
 /// Tells those who make codes when leased numbers may have been given before.
 pub async fn generations(mut seen: watch::Receiver<Option<Position>>, links: Later) {
-    while seen.changed().await.is_ok() {
+    loop {
         let position = *seen.borrow_and_update();
         if let (Some(position), Some(links)) = (position, links.get()) {
             links.set_generation(position.generation);
+        }
+        if seen.changed().await.is_err() {
+            return;
         }
     }
 }
@@ -182,7 +185,7 @@ impl WarmFile {
             let about = About {
                 store: self.store.clone(),
                 as_of,
-                written_at: time::now(),
+                followed_at: self.follower.followed_at(),
                 codes: codes(&self.config),
                 domains: self.domains.iter().copied().zip(hosts).collect(),
             };

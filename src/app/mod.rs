@@ -23,7 +23,7 @@ use crate::api::{self, Api};
 use crate::breaker::Breaker;
 use crate::config::Config;
 use crate::control::{Control, Order};
-use crate::domain::time;
+use crate::domain::time::{self, UnixMillis};
 use crate::guard::address::Trusted;
 use crate::guard::keys::AdminKey;
 use crate::guard::limits::Limiter;
@@ -37,6 +37,7 @@ use crate::resolve::ask::{self, Ask};
 use crate::resolve::flight;
 use crate::resolve::follow::Follower;
 use crate::resolve::preload::Preload;
+use crate::resolve::through::Through;
 use crate::resolve::tier::Remote;
 use crate::resolve::value::StoredAsOf;
 use crate::resolve::warm::Warm;
@@ -145,6 +146,12 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         answers: to_workers,
     };
     flight::spawn(flight, asked)?;
+    let through = remote.map(|remote| {
+        let (memory, store, lookups) = (Arc::clone(&memory), store.clone(), Arc::clone(&looking_up));
+        let (through, run) = Through::start(memory, store, remote, lookups, lookups_max);
+        vital(tokio::spawn(run));
+        through
+    });
     let preload = Preload {
         memory: Arc::clone(&memory),
         store: store.clone(),
@@ -180,7 +187,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     let api = Api {
         store,
         links,
-        remote,
+        through,
         redis,
         follower,
         instance: Arc::clone(&instance),
@@ -332,19 +339,24 @@ impl Watchdog {
     }
 }
 
-/// Where memory begins, and when the store was last known to be as it is then.
-fn begin(at: StoredAsOf, complete: bool, snapshot: Option<&Warm>, ttl: Duration) -> (StoredAsOf, std::time::Instant) {
-    let now = time::monotonic();
-    let ago = |ago: Duration| now.checked_sub(ago).unwrap_or(now);
-    match snapshot {
+/// Where memory begins, and when the store was last known to be as it is then, by both clocks.
+fn begin(
+    at: StoredAsOf,
+    complete: bool,
+    snapshot: Option<&Warm>,
+    ttl: Duration,
+) -> (StoredAsOf, (std::time::Instant, UnixMillis)) {
+    let (now, now_ms) = (time::monotonic(), time::now());
+    match snapshot.map(|snapshot| &snapshot.about) {
         // It goes on where the last run stopped: the feed tells what changed since.
-        Some(snapshot) if complete && snapshot.about.as_of.generation == at.generation => (snapshot.about.as_of, now),
-        _ if complete => (at, now),
-        Some(snapshot) => {
-            let age_ms = u64::try_from(time::now().0 - snapshot.about.written_at.0).unwrap_or(0);
-            (at, ago(Duration::from_millis(age_ms)))
+        Some(about) if !complete || about.as_of.generation == at.generation => {
+            let age_ms = u64::try_from(now_ms.0 - about.followed_at.0).unwrap_or(0);
+            let then = now.checked_sub(Duration::from_millis(age_ms)).unwrap_or(now);
+            (about.as_of, (then, about.followed_at))
         }
-        None => (at, ago(ttl + Duration::from_secs(1))),
+        _ if complete => (at, (now, now_ms)),
+        // There is nothing in memory that could be stale, and nobody has confirmed it.
+        _ => (at, (now.checked_sub(ttl + Duration::from_secs(1)).unwrap_or(now), UnixMillis(0))),
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! In: the configuration, a store that may be away, what the last run left in `DATA/warm`. Out: at once, or some time
 //! later, the parts that make links; the numbers of the domains; where memory begins.
-//! Never: starts on a store of another schema or of other codes; serves a domain whose number it does not know.
+//! Never: starts on a store of another schema or of other codes, or makes links in one that comes later; serves a domain
+//! whose number it does not know.
 //! At its limit: a store that is away is asked again each second, for as long as the process lives.
 
 use std::sync::{Arc, OnceLock};
@@ -20,8 +21,6 @@ use crate::resolve::value::StoredAsOf;
 use crate::resolve::warm::Warm;
 use crate::store::{self, Store, postgres};
 
-/// How long the start waits for the store before it goes on without: a server that cannot shorten is better than none.
-const PATIENCE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What stays closed until the store was there once.
@@ -51,9 +50,8 @@ impl Opening {
     /// Opens what can be opened now. What the store has to say is waited for in the background if it is away.
     pub async fn start(self, snapshot: Option<&Warm>) -> anyhow::Result<Opened> {
         let links = Later::default();
-        let first = tokio::time::timeout(PATIENCE, self.open(&links)).await;
-        let first = first.unwrap_or_else(|_| Err(store::Error::Unavailable("it does not answer".into())));
-        let error = match first {
+        // Each step has a time-out of its own. A migration has none: killed half-way it would only begin again.
+        let error = match self.open(&links).await {
             Ok((domains, at)) => return Ok(Opened { links, domains, at, complete: true }),
             Err(error) if error.is_transient() => error,
             Err(error) => return Err(error.into()),
@@ -65,20 +63,34 @@ impl Opening {
             links = snapshot.map_or(0, |warm| warm.entries.len()),
             "the store is away: starting with the links of the last run"
         );
-        let later = Arc::clone(&links);
-        tokio::spawn(async move { self.go_on(&later).await });
+        let (later, known) = (Arc::clone(&links), domains.clone());
+        super::vital(tokio::spawn(async move { self.go_on(&later, &known).await }));
         let at = snapshot.map_or(StoredAsOf { generation: 0, position: 0 }, |warm| warm.about.as_of);
         Ok(Opened { links, domains, at, complete: false })
     }
 
-    async fn go_on(&self, links: &Later) {
+    async fn go_on(&self, links: &Later, known: &[DomainId]) {
+        let mut said = String::new();
         loop {
             tokio::time::sleep(AGAIN).await;
             match self.open(links).await {
-                Ok(_) => return tracing::info!(dependency = "store", "the store is there: links can be made"),
+                Ok((domains, _)) if domains == known => {
+                    return tracing::info!(dependency = "store", "the store is there: links can be made");
+                }
+                Ok(_) => {
+                    tracing::error!("the store numbers the domains otherwise than the last run knew: starting anew");
+                    // Each answer would be of another domain. The next start asks the store first.
+                    std::process::abort();
+                }
                 Err(error) if error.is_transient() => {}
                 // A person has to act, and the links in memory are served meanwhile.
-                Err(error) => tracing::error!(dependency = "store", %error, "the store cannot be used"),
+                Err(error) => {
+                    let text = error.to_string();
+                    if text != said {
+                        tracing::error!(dependency = "store", %error, "the store cannot be used");
+                        said = text;
+                    }
+                }
             }
         }
     }
@@ -97,16 +109,17 @@ impl Opening {
         let worker_id = match self.config.codes.strategy {
             Strategy::Snowflake => {
                 let leased = WorkerId::lease(self.store.clone(), self.instance.clone(), &self.config.codes).await?;
-                let leased = Arc::new(leased);
-                let keeper = Arc::clone(&leased);
-                super::vital(tokio::spawn(async move { keeper.run().await }));
-                Some(leased)
+                Some(Arc::new(leased))
             }
             Strategy::Random | Strategy::Permuted => None,
         };
         let codes = self.config.codes.clone();
-        let links = Links::open(self.store.clone(), Arc::clone(&self.policy), codes, worker_id).await?;
+        let links = Links::open(self.store.clone(), Arc::clone(&self.policy), codes, worker_id.clone()).await?;
         let position = self.store.position().await?;
+        // Last: a lease that nobody uses ends by itself, a keeper would not.
+        if let Some(worker_id) = worker_id {
+            super::vital(tokio::spawn(async move { worker_id.run().await }));
+        }
         let _ = later.set(Arc::new(links));
         Ok((domains, StoredAsOf { generation: position.generation, position: position.version }))
     }

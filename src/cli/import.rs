@@ -90,9 +90,10 @@ pub fn run(import: &Import, common: &Common) -> Outcome {
         let format = import.format.unwrap_or_else(|| format_of(path));
         let (bar, input) = open(path)?;
         let mut reader = Reader::new(input, format).with_context(|| path.display().to_string())?;
+        let links = links(&loaded.config, &store).await?;
         let mut run = Run {
             store: &store,
-            links: &links(&loaded.config, &store).await?,
+            links: &links,
             on_conflict: import.on_conflict,
             dry_run: import.dry_run.then(HashSet::new),
             now: time::now(),
@@ -104,6 +105,7 @@ pub fn run(import: &Import, common: &Common) -> Outcome {
             counts: Counts::default(),
         };
         let outcome = run.take(&mut reader).await;
+        links.close().await;
         run.bar.finish_and_clear();
         print(&run.counts.report(import.dry_run, common.json));
         outcome?;

@@ -165,7 +165,7 @@ pub fn run(link: &Link, common: &Common) -> Outcome {
         }
         let links = links(&loaded.config, &store).await?;
         let desk = Desk { config: &loaded.config, store: &store, links, now: time::now(), json: common.json };
-        match &link.action {
+        let outcome = match &link.action {
             Action::Add { url, code, domain, fields } => desk.add(url, code.as_ref(), domain.as_ref(), fields).await,
             Action::Show(which) => desk.show(which).await,
             Action::Edit { which, url, fields } => desk.edit(which, url.as_ref(), fields).await,
@@ -173,7 +173,9 @@ pub fn run(link: &Link, common: &Common) -> Outcome {
             Action::Enable(which) => desk.change(which, Change::Enable).await,
             Action::Rm(which) => desk.change(which, Change::Delete).await,
             Action::Ls { .. } => Ok(()),
-        }
+        };
+        desk.links.close().await;
+        outcome
     })
 }
 

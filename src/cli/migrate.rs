@@ -36,12 +36,12 @@ pub fn run(migrate: &Migrate, common: &Common) -> Outcome {
         )));
     }
     block_on(async {
-        let (all, pending) = read(&loaded).await.map_err(Failure::store)?;
+        let (all, pending) = read(&loaded).await?;
         let existed = pending.len() < all.len();
         let changes = !migrate.dry_run && !migrate.status;
-        let lacked = if changes { apply(&loaded).await.map_err(Failure::store)? } else { pending };
+        let lacked = if changes { apply(&loaded).await? } else { pending };
         if let (Some(role), Some(config), true) = (&migrate.grants, &loaded.config.postgres, changes) {
-            postgres::grants(config, role).await.map_err(Failure::store)?;
+            postgres::grants(config, role).await?;
         }
         let had: Vec<&Migration> =
             all.iter().filter(|migration| lacked.iter().all(|other| other.number != migration.number)).collect();

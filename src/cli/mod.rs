@@ -102,7 +102,10 @@ pub struct Failure {
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self { code: 1, error: error.into() }
+        let error = error.into();
+        // A store of another schema or of other codes is bad configuration.
+        let code = if matches!(error.downcast_ref(), Some(store::Error::Schema(_))) { 78 } else { 1 };
+        Self { code, error }
     }
 }
 
@@ -115,14 +118,6 @@ impl Failure {
     /// Arguments that clap took, and that cannot be meant.
     pub fn usage(error: impl Into<anyhow::Error>) -> Self {
         Self { code: 2, error: error.into() }
-    }
-
-    /// A store of another schema or of other codes is bad configuration.
-    pub fn store(error: store::Error) -> Self {
-        match error {
-            store::Error::Schema(_) => Self::config(error),
-            store::Error::Unavailable(_) | store::Error::Broken(_) => error.into(),
-        }
     }
 }
 
@@ -211,8 +206,8 @@ fn store_name(loaded: &Loaded) -> String {
 /// The store that is there. Only `serve` and `migrate` make one.
 pub async fn open(loaded: &Loaded) -> Result<Store, Failure> {
     if let Some(config) = &loaded.config.postgres {
-        let postgres = Postgres::open(config).map_err(Failure::store)?;
-        postgres.check_schema().await.map_err(Failure::store)?;
+        let postgres = Postgres::open(config)?;
+        postgres.check_schema().await?;
         return Ok(Store::Postgres(postgres));
     }
     let path = database(loaded);
@@ -222,7 +217,7 @@ pub async fn open(loaded: &Loaded) -> Result<Store, Failure> {
             path.display()
         )));
     }
-    Ok(Store::Sqlite(Sqlite::open(&path).map_err(Failure::store)?))
+    Ok(Store::Sqlite(Sqlite::open(&path)?))
 }
 
 /// How every command that works on a store begins: it says which, and opens it.
@@ -241,18 +236,18 @@ fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, F
 /// What makes and checks links as `serve` does; a new domain of the configuration gets its number.
 async fn links(config: &Config, store: &Store) -> Result<Links, Failure> {
     let hosts = config.domains.iter().map(|domain| domain.host.clone()).collect();
-    store.number_domains(hosts).await.map_err(Failure::store)?;
+    store.number_domains(hosts).await?;
     let policy = app::policy(config, &base_url(config)).map_err(Failure::config)?;
     let worker_id = match config.codes.strategy {
         Strategy::Snowflake => {
-            let leased = Arc::new(WorkerId::lease_for_command(store.clone()).await.map_err(Failure::store)?);
+            let leased = Arc::new(WorkerId::lease_for_command(store.clone()).await?);
             let keeper = Arc::clone(&leased);
             tokio::spawn(async move { keeper.run().await });
             Some(leased)
         }
         Strategy::Random | Strategy::Permuted => None,
     };
-    Links::open(store.clone(), Arc::new(policy), config.codes.clone(), worker_id).await.map_err(Failure::store)
+    Links::open(store.clone(), Arc::new(policy), config.codes.clone(), worker_id).await.map_err(Failure::from)
 }
 
 /// `base_url`, or the first listener; without a trailing slash.
@@ -290,7 +285,7 @@ struct Hosts(Vec<(DomainId, String)>);
 
 impl Hosts {
     async fn read(store: &Store) -> Result<Self, Failure> {
-        Ok(Self(store.domains().await.map_err(Failure::store)?))
+        Ok(Self(store.domains().await?))
     }
 
     /// Empty for the default domain.

@@ -69,7 +69,7 @@ async fn open_source(data: &Path) -> Result<Store, Failure> {
     if !path.exists() {
         return Err(Failure::config(anyhow!("--from-embedded: there is no store at {}", path.display())));
     }
-    if let [first, ..] = sqlite::pending(&path).map_err(Failure::store)? {
+    if let [first, ..] = sqlite::pending(&path)? {
         return Err(Failure::config(anyhow!(
             "the store {} lacks migration {} ({}): run `waypost migrate --postgres '' --data {}`",
             path.display(),
@@ -78,7 +78,7 @@ async fn open_source(data: &Path) -> Result<Store, Failure> {
             data.display()
         )));
     }
-    let source = Store::Sqlite(Sqlite::open(&path).map_err(Failure::store)?);
+    let source = Store::Sqlite(Sqlite::open(&path)?);
     // What a server still makes here would be missed.
     if !warm::running(source.instances().await?, time::now()).is_empty() {
         return Err(anyhow!(
@@ -98,12 +98,10 @@ async fn move_all(
     target: &Store,
     bar: &ProgressBar,
 ) -> Result<(Option<u64>, Side, Side), Failure> {
-    let before = source.rest().await.map_err(Failure::store)?;
+    let before = source.rest().await?;
     bar.set_length(before.links);
-    let after = target.adopt_rest(before.clone(), false).await.map_err(stopped)?;
-    // A move that is done begins a new generation, later than any of the embedded store's, with the version of that.
-    let position = target.position().await.map_err(stopped)?;
-    if position.generation > before.generation && (position.version > 0 || before.version == 0) {
+    let (after, was_done) = target.adopt_rest(before.clone(), false).await.map_err(stopped)?;
+    if was_done {
         if moved_at(target, before.version).await.map_err(stopped)? != before.version {
             return Err(anyhow!(
                 "{} was moved before, and was changed since: take new links over with `waypost export` and \
@@ -115,7 +113,7 @@ async fn move_all(
         return Ok((None, here(source, &before).await?, there(target, None).await?));
     }
     let moved = copy(source, target, after, bar).await?;
-    let rest = source.rest().await.map_err(Failure::store)?;
+    let rest = source.rest().await?;
     if (rest.version, rest.generation) != (before.version, before.generation) {
         return Err(anyhow!(
             "{} was changed while it was moved: stop the server that uses it, then run this again, it resumes",
@@ -237,7 +235,7 @@ async fn there(target: &Store, deleted: Option<u64>) -> Result<Side, Failure> {
 /// What Postgres did not do; all that went over before stays there.
 fn stopped(error: store::Error) -> Failure {
     let again = error.is_transient();
-    let failure = Failure::store(error);
+    let failure = Failure::from(error);
     if !again {
         return failure;
     }

@@ -70,14 +70,14 @@ async fn live(loaded: &Loaded) -> Outcome {
         // It may be away, and is migrated when it is there: see `app::opening`.
         Some(settings) => {
             make_folder(&config.data)?;
-            Store::Postgres(Postgres::open(settings).map_err(Failure::store)?)
+            Store::Postgres(Postgres::open(settings)?)
         }
         None => {
             let path = database(loaded);
-            for migration in sqlite::migrate(&path).map_err(Failure::store)? {
+            for migration in sqlite::migrate(&path)? {
                 tracing::info!(number = migration.number, name = migration.name, "migrated");
             }
-            let store = Store::Sqlite(Sqlite::open(&path).map_err(Failure::store)?);
+            let store = Store::Sqlite(Sqlite::open(&path)?);
             make_first_key(&store, &key_file).await?;
             store
         }

@@ -138,7 +138,7 @@ pub const KEYS: [Key; 68] = [
     key("postgres.pool", Kind::Count { min: 2, max: 1000 }, "8", "connections to Postgres"),
     key("postgres.pool_timeout", AT_LEAST_1MS, r#""1s""#, "how long a request waits for one of them"),
     key("postgres.max_lifetime", AT_LEAST_1MS, r#""1h""#, "a connection is replaced after this time"),
-    key("postgres.lookups", Kind::Count { min: 1, max: 10_000 }, "32", "codes that are looked up at once"),
+    key("postgres.lookups", Kind::Count { min: 4, max: 10_000 }, "32", "codes that are looked up at once"),
     key(
         "postgres.lookup_timeout",
         AT_LEAST_1MS,
@@ -208,7 +208,7 @@ pub const KEYS: [Key; 68] = [
         "codes.worker_lease",
         Kind::Duration { min: Duration::from_secs(1) },
         r#""60s""#,
-        "how long that number is leased; renewed after half of it",
+        "how long that number is leased, at most 1h; renewed after half of it",
     ),
     key("shorten.open", Kind::Flag, "false", "anybody may shorten and read stats"),
     key(

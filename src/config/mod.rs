@@ -170,7 +170,7 @@ pub struct Postgres {
     pub pool_timeout: Duration,
     /// A connection is replaced after this time; 1 h by default.
     pub max_lifetime: Duration,
-    /// Codes that are looked up at once, 1 to 10,000; 32 by default.
+    /// Codes that are looked up at once, 4 to 10,000; 32 by default. Warming takes at most a quarter of them.
     pub lookups: usize,
     /// How long a look-up may take, its wait for others included; 250 ms by default, then it is a 503.
     pub lookup_timeout: Duration,
@@ -246,7 +246,7 @@ pub struct Codes {
     pub case: Case,
     /// Of snowflakes, 0 to 1,023; none (default) = one that is free.
     pub worker_id: Option<u16>,
-    /// How long a worker id is leased; 60 s by default.
+    /// How long a worker id is leased, 1 s to 1 h; 60 s by default.
     pub worker_lease: Duration,
 }
 

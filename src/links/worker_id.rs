@@ -126,7 +126,7 @@ impl WorkerId {
         Err(match codes.worker_id {
             Some(id) => Error::Schema(format!(
                 "codes.worker_id is {id}, and another instance has that id: give each instance its own, or leave it out to \
-                 lease one that is free"
+                 lease one that is free; that of an instance which is gone is free after codes.worker_lease"
             )),
             None => Error::Unavailable(format!("all {WORKERS} worker ids are leased: stop an instance")),
         })

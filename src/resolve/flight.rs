@@ -299,13 +299,15 @@ impl Flight {
         for waiter in waiters {
             let worker = self.setup.answers[waiter.worker].clone();
             let (store, entry) = (self.setup.store.clone(), entry.clone());
+            let limit = self.setup.lookup_timeout;
             tokio::spawn(async move {
-                let taken =
-                    if waiter.visit { store.take_visit(waiter.key, entry.id, time::now()).await } else { Ok(true) };
-                let looked = match taken {
-                    Ok(true) => Looked::Found(Box::new(entry), Tier::Store),
-                    Ok(false) => Looked::UsedUp,
-                    Err(_) => Looked::Unavailable,
+                let taken = async {
+                    if waiter.visit { store.take_visit(waiter.key, entry.id, time::now()).await } else { Ok(true) }
+                };
+                let looked = match tokio::time::timeout(limit, taken).await {
+                    Ok(Ok(true)) => Looked::Found(Box::new(entry), Tier::Store),
+                    Ok(Ok(false)) => Looked::UsedUp,
+                    Ok(Err(_)) | Err(_) => Looked::Unavailable,
                 };
                 let _ = worker.send(vec![(waiter.id, looked)]).await;
             });

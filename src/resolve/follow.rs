@@ -23,12 +23,11 @@ use crate::store::{Error, Store};
 
 /// The embedded store is asked this often: nobody hints.
 const INTERVAL_EMBEDDED: Duration = Duration::from_millis(200);
-/// A store that hints is asked this often all the same: a change shows within a second though no hint comes, and the poll
-/// that finds it takes its time, too.
+/// A store that hints is asked this often all the same: what a lost hint told shows within a second.
 const INTERVAL: Duration = Duration::from_millis(800);
 /// An edit shows within 100 ms; each poll costs every instance a query.
 const HINTS_APART: Duration = Duration::from_millis(10);
-/// How long one poll may take before it counts as failed.
+/// How long one question of a poll may take before the poll counts as failed; a poll has as many as it needs.
 const TIMEOUT: Duration = Duration::from_secs(1);
 const PAGE: u32 = 10_000;
 
@@ -47,6 +46,8 @@ pub struct Follower {
     hinted: Notify,
     /// The last poll failed.
     failing: AtomicBool,
+    /// The wall clock at the last successful poll.
+    followed_at_ms: AtomicI64,
     /// When memory went stale, in Unix milliseconds; 0 while it is fresh.
     stale_since_ms: AtomicI64,
     /// What the last successful poll saw; none before the first.
@@ -57,19 +58,19 @@ pub struct Follower {
 struct Followed {
     /// When the feed was last followed to its end.
     at: Instant,
-    /// The number of the poll that did.
+    /// The number of the last poll, whatever came of it.
     poll: u64,
 }
 
 impl Follower {
-    /// `followed_at`: when the store was last known to be as memory is.
+    /// `followed_at`: when the store was last known to be as memory is, by both clocks.
     #[must_use]
     pub fn new(
         memory: Arc<Memory>,
         store: Store,
         breaker: Arc<Breaker>,
         (ttl, stale_max): (Duration, Duration),
-        followed_at: Instant,
+        (followed_at, followed_at_ms): (Instant, UnixMillis),
     ) -> Self {
         Self {
             memory,
@@ -81,6 +82,7 @@ impl Follower {
             begun: AtomicU64::new(0),
             hinted: Notify::new(),
             failing: AtomicBool::new(false),
+            followed_at_ms: AtomicI64::new(followed_at_ms.0),
             stale_since_ms: AtomicI64::new(0),
             seen: watch::Sender::new(None),
         }
@@ -121,6 +123,12 @@ impl Follower {
         self.failing.load(Ordering::Relaxed)
     }
 
+    /// When memory was last known to be as the store is.
+    #[must_use]
+    pub fn followed_at(&self) -> UnixMillis {
+        UnixMillis(self.followed_at_ms.load(Ordering::Relaxed))
+    }
+
     /// Since when links are served from memory that nobody could confirm for `cache.ttl`.
     #[must_use]
     pub fn stale_since(&self) -> Option<UnixMillis> {
@@ -137,10 +145,12 @@ impl Follower {
             return;
         }
         let poll = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
-        let outcome = tokio::time::timeout(TIMEOUT, self.poll()).await;
-        let outcome = outcome.unwrap_or_else(|_| Err(Error::Unavailable("it took more than a second".into())));
+        let outcome = self.poll().await;
+        // Also of one that failed: those who waited behind it do not all try for themselves.
+        followed.poll = poll;
         if outcome.is_ok() {
-            *followed = Followed { at: time::monotonic(), poll };
+            followed.at = time::monotonic();
+            self.followed_at_ms.store(time::now().0, Ordering::Relaxed);
         }
         self.breaker.note(outcome.as_ref().map(|_| ()), time::monotonic());
         self.memory.feed.set_age(followed.at, time::monotonic(), self.ttl, self.stale_max);
@@ -166,16 +176,17 @@ impl Follower {
 
     /// Remembers the edits that came before this process, so that what others left in Redis can be believed.
     pub async fn remember(&self) -> Result<(), Error> {
+        let begun = self.memory.feed.now();
         let edits = self.store.edits(RECENT_MAX as u32).await?;
         let since = edits.first().filter(|_| edits.len() == RECENT_MAX).map_or(0, |first| first.version);
         let edits = edits.iter().map(|edit| (self.memory.hash(&edit.key), edit.version));
-        self.memory.feed.remember(edits, since);
+        self.memory.feed.remember(edits, since, begun);
         Ok(())
     }
 
     async fn poll(&self) -> Result<Position, Error> {
         let memory = &*self.memory;
-        let mut end = self.store.position().await?;
+        let mut end = in_time(self.store.position()).await?;
         loop {
             let StoredAsOf { generation, position } = memory.feed.now().stored;
             if generation == end.generation && position == end.version {
@@ -183,10 +194,10 @@ impl Follower {
             }
             if generation == end.generation && end.version < position {
                 // A backup was put back: versions and numbers that were given since begin anew.
-                end.generation = self.store.begin_generation(generation).await?;
+                end.generation = in_time(self.store.begin_generation(generation)).await?;
             }
             let changes = match generation == end.generation {
-                true => self.store.changes(position, PAGE).await?,
+                true => in_time(self.store.changes(position, PAGE)).await?,
                 false => Vec::new(),
             };
             if changes.first().map(|change| change.version) != Some(position + 1) {
@@ -210,4 +221,9 @@ impl Follower {
             }
         }
     }
+}
+
+async fn in_time<T>(question: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let late = |_| Err(Error::Unavailable("it does not answer within a second".into()));
+    tokio::time::timeout(TIMEOUT, question).await.unwrap_or_else(late)
 }

@@ -125,9 +125,13 @@ impl Feed {
     }
 
     /// Remembers edits that came before the feed was followed, so that links which others read meanwhile (and left in
-    /// Redis) can be believed: `edits` (hash and version, oldest first) are all that there were after `since`.
-    pub fn remember(&self, edits: impl DoubleEndedIterator<Item = (u64, u64)>, since: u64) {
+    /// Redis) can be believed: `edits` (hash and version, oldest first) are all that there were after `since`. They
+    /// were read after `begun`; if everything was forgotten meanwhile, they are of another store.
+    pub fn remember(&self, edits: impl DoubleEndedIterator<Item = (u64, u64)>, since: u64, begun: AsOf) {
         let state = &mut *self.lock();
+        if state.at.restarts != begun.restarts {
+            return;
+        }
         let floor = state.floor;
         for (hash, version) in edits.rev().filter(|(_, version)| *version <= floor) {
             state.versions.entry(hash).or_insert(version);
@@ -224,7 +228,7 @@ mod tests {
         let check = |hash: u64, position: u64, want: bool| {
             assert_eq!(feed.believes(hash, feed.as_of(at(0, position)), Read::Link), want, "{hash} at {position}");
         };
-        feed.remember([(1, 5), (2, 7), (1, 8)].into_iter(), 3);
+        feed.remember([(1, 5), (2, 7), (1, 8)].into_iter(), 3, feed.now());
         for (hash, position, want) in
             [(1, 7, false), (1, 8, true), (2, 6, false), (2, 7, true), (3, 3, true), (3, 2, false), (1, 10, true)]
         {

@@ -21,6 +21,7 @@ mod model;
 pub mod negative;
 pub mod preload;
 pub mod shards;
+pub mod through;
 pub mod tier;
 pub mod value;
 pub mod warm;

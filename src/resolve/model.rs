@@ -160,7 +160,7 @@ impl Process {
             edits.map(|(version, number, _)| (memory.hash(&key(*number)), *version)).collect();
         let cut = edits.len().saturating_sub(REMEMBERED);
         let since = edits.drain(..cut).last().map_or(0, |(_, version)| version);
-        memory.feed.remember(edits.into_iter(), since);
+        memory.feed.remember(edits.into_iter(), since, memory.feed.now());
         Self { memory, start, polled: Default::default(), noted: at.position }
     }
 

@@ -6,6 +6,7 @@
 //! that was made before the process started.
 //! At its limit: a request loads at most [`KEYS_MAX`] links, and as many as `cache.memory` holds of them stay.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,8 +45,10 @@ impl Preload {
         let mut pins = Vec::new();
         let mut ticks = tokio::time::interval(PINS_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // What a core of visitors would ask for in vain: links that memory does not keep. Until something changes.
+        let mut hopeless = HashSet::new();
         // Again with the next tick while the store is away.
-        let mut due = false;
+        let mut due = true;
         loop {
             tokio::select! {
                 changed = seen.changed() => {
@@ -53,13 +56,15 @@ impl Preload {
                         return;
                     }
                     due = true;
+                    hopeless.clear();
                 }
-                _ = ticks.tick() => self.look_after(&pins).await,
+                _ = ticks.tick() => {}
             }
             let known = *seen.borrow_and_update();
             if known.is_some() && due {
                 due = self.obey(&mut last, &mut pins).await.is_err();
             }
+            self.look_after(&pins, &mut hopeless).await;
         }
     }
 
@@ -72,30 +77,30 @@ impl Preload {
         for request in requests {
             if !first {
                 let keys = self.store.keys_of(request.what, KEYS_MAX).await?;
-                let (loaded, missing) = self.load(&keys).await?;
+                let Loaded { loaded, missing, .. } = self.load(&keys).await?;
                 let report = WarmReport { instance: self.instance.clone(), loaded, missing };
                 self.store.report_warm(request.number, report, time::now()).await?;
                 tracing::info!(number = request.number, loaded, missing, "warmed");
             }
             *done = request.number;
         }
-        self.look_after(pins).await;
         Ok(())
     }
 
     /// Marks pinned links as asked for, and loads those that are not in memory.
-    async fn look_after(&self, pins: &[Key]) {
+    async fn look_after(&self, pins: &[Key], hopeless: &mut HashSet<Key>) {
         let is_absent = |key: &&Key| self.memory.shards.get(self.memory.hash(key), key).is_none();
-        let absent: Vec<Key> = pins.iter().filter(is_absent).copied().collect();
-        if !absent.is_empty() {
-            // Again in a second; that the store is away is said elsewhere.
-            let _ = self.load(&absent).await;
+        let absent: Vec<Key> = pins.iter().filter(|key| !hopeless.contains(*key)).filter(is_absent).copied().collect();
+        // Again in a second if the store is away; that it is, is said elsewhere.
+        if !absent.is_empty()
+            && let Ok(Loaded { absent, .. }) = self.load(&absent).await
+        {
+            hopeless.extend(absent);
         }
     }
 
-    /// Loads links; returns how many there are, and how many there are not.
-    async fn load(&self, keys: &[Key]) -> Result<(u64, u64)> {
-        let (mut loaded, mut missing) = (0, 0);
+    async fn load(&self, keys: &[Key]) -> Result<Loaded> {
+        let mut outcome = Loaded::default();
         for chunk in keys.chunks((self.lookups_max / 4).clamp(1, CHUNK_MAX)) {
             let mut left = chunk.to_vec();
             for _ in 0..ATTEMPTS_MAX {
@@ -106,11 +111,19 @@ impl Preload {
                 for (key, found) in left.into_iter().zip(found) {
                     match found {
                         Found::Entry(entry) => {
-                            let kept = self.memory.keep(self.memory.hash(&key), &key, &entry, as_of);
-                            loaded += u64::from(kept);
-                            again.extend((!kept).then_some(key));
+                            let hash = self.memory.hash(&key);
+                            let kept = self.memory.keep(hash, &key, &entry, as_of);
+                            match kept {
+                                true => outcome.loaded += 1,
+                                false => again.push(key),
+                            }
+                            // Too long for the memory, or with a limit of visits, which the store alone counts.
+                            outcome.absent.extend(self.memory.shards.get(hash, &key).is_none().then_some(key));
                         }
-                        Found::Missing | Found::Unreadable => missing += 1,
+                        Found::Missing | Found::Unreadable => {
+                            outcome.missing += 1;
+                            outcome.absent.push(key);
+                        }
                     }
                 }
                 left = again;
@@ -119,6 +132,16 @@ impl Preload {
                 }
             }
         }
-        Ok((loaded, missing))
+        Ok(outcome)
     }
+}
+
+/// What came of loading links.
+#[derive(Debug, Default)]
+struct Loaded {
+    loaded: u64,
+    /// There are no such links.
+    missing: u64,
+    /// What is not in memory all the same.
+    absent: Vec<Key>,
 }

@@ -12,7 +12,7 @@
 //! A file, little-endian; texts are a length u32 and bytes, entries as in `value`:
 //!
 //! ```text
-//! "wp-warm\n" | version u8: 1 | store text | generation u64 | position u64 | written at i64 | codes text
+//! "wp-warm\n" | version u8: 1 | store text | generation u64 | position u64 | followed at i64 | codes text
 //!   | domains: count u32, then each: number u16, host text
 //!   | entries: count u32, then each: domain u16, code text, entry's length u32, entry; the most asked for first
 //!   | checksum u64: FNV-1a over everything before it
@@ -47,7 +47,8 @@ pub struct About {
     pub store: String,
     /// How far memory had followed the feed when the entries were gathered; before that, not after.
     pub as_of: StoredAsOf,
-    pub written_at: UnixMillis,
+    /// When that was: what is older than is allowed is not served.
+    pub followed_at: UnixMillis,
     /// How codes are written (alphabet, case): a key means another link where that differs.
     pub codes: String,
     /// Numbers and hosts, so that a start without the store knows its domains.
@@ -197,7 +198,7 @@ fn encode_head(about: &About, entries: usize) -> Vec<u8> {
     value::put_text(&mut out, &about.store);
     out.extend(about.as_of.generation.to_le_bytes());
     out.extend(about.as_of.position.to_le_bytes());
-    out.extend(about.written_at.0.to_le_bytes());
+    out.extend(about.followed_at.0.to_le_bytes());
     value::put_text(&mut out, &about.codes);
     out.extend((about.domains.len() as u32).to_le_bytes());
     for (number, host) in &about.domains {
@@ -213,7 +214,7 @@ fn decode_body(reader: &mut Reader<'_>) -> Option<Warm> {
     let about = About {
         store: reader.text()?.to_owned(),
         as_of: StoredAsOf { generation: reader.u64()?, position: reader.u64()? },
-        written_at: reader.time()?,
+        followed_at: reader.time()?,
         codes: reader.text()?.to_owned(),
         domains: (0..reader.u32()?)
             .map(|_| Some((DomainId(reader.u16()?), reader.text()?.to_owned())))
@@ -256,7 +257,7 @@ mod tests {
         About {
             store: "a-store".into(),
             as_of: StoredAsOf { generation: 1, position: 2 },
-            written_at: UnixMillis(3),
+            followed_at: UnixMillis(3),
             codes: "base62, sensitive".into(),
             domains: vec![(DomainId(0), String::new()), (DomainId(1), "go.example".into())],
         }
@@ -288,11 +289,11 @@ mod tests {
         #[test]
         fn what_was_written_is_read(
             links in prop::collection::vec((any::<u16>(), "[A-Za-z0-9._~-]{1,128}", entries()), 0..8),
-            (store, codes, generation, position, written_at) in any::<(String, String, u64, u64, i64)>(),
+            (store, codes, generation, position, followed_at) in any::<(String, String, u64, u64, i64)>(),
             domains in prop::collection::vec((any::<u16>().prop_map(DomainId), any::<String>()), 0..4),
         ) {
             let as_of = StoredAsOf { generation, position };
-            let about = About { store, codes, as_of, written_at: UnixMillis(written_at), domains };
+            let about = About { store, codes, as_of, followed_at: UnixMillis(followed_at), domains };
             let mut warmest = Warmest::none();
             let mut want = Vec::new();
             for (domain, code, entry) in links {

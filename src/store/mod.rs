@@ -66,7 +66,7 @@ impl Store {
 
     /// What there is of `keys`, in their order. All are of one moment.
     /// The embedded store reads them on the caller's own thread: two switches of threads would cost several times the
-    /// read. Only the look-up thread calls it.
+    /// read. Whoever wants many keys asks for a few at a time.
     pub async fn look_up(&self, keys: Vec<Key>) -> Result<Vec<Found>> {
         match self {
             Self::Sqlite(sqlite) => sqlite.read_here(|db| sqlite::links::look_up(db, &keys)),
@@ -361,8 +361,9 @@ impl Store {
     }
 
     /// Takes over what [`Store::rest`] gave: before the links (`done` false) and once more when all are there. Refuses a
-    /// store that has links of its own or of another move. Returns the highest id that was taken over so far.
-    pub async fn adopt_rest(&self, rest: Rest, done: bool) -> Result<LinkId> {
+    /// store that has links of its own or of another move. Returns the highest id that was taken over so far, and whether
+    /// the move was done before this call.
+    pub async fn adopt_rest(&self, rest: Rest, done: bool) -> Result<(LinkId, bool)> {
         match self {
             Self::Sqlite(_) => Err(Error::Schema("links move into Postgres alone: name it with --postgres".into())),
             Self::Postgres(postgres) => postgres.adopt_rest(&rest, done).await,

@@ -10,6 +10,7 @@ mod allocations;
 mod cli;
 mod codes;
 mod coherence;
+mod faults_postgres;
 mod faults_redis;
 mod instances;
 mod moving;

@@ -18,11 +18,11 @@ use waypost::config::{self, Migrate, ServiceUrl, Statements};
 use waypost::domain::key::{Case, Code, DomainId, Key};
 use waypost::domain::link::{Fields, Link, LinkId};
 use waypost::domain::target::Target;
-use waypost::domain::time::UnixMillis;
+use waypost::domain::time::{self, UnixMillis};
 use waypost::guard::keys::{KeyRecord, Scope, Scopes};
 use waypost::store::postgres::{self, Postgres};
 use waypost::store::row::{
-    Change, Filter, Found, Inserted, NewLink, OnConflict, Patch, Position, Reading, Rest, WarmReport, WarmWhat,
+    Change, Filter, Found, Inserted, NewLink, OnConflict, Patch, Reading, Rest, WarmReport, WarmWhat,
 };
 use waypost::store::sqlite::{self, Sqlite};
 use waypost::store::{Error, Store};
@@ -162,6 +162,27 @@ impl Servers {
         servers
     }
 
+    /// A standby of the Postgres, and its port.
+    fn standby(&self) -> (Running, u16) {
+        let data = self.dir.path().join("standby");
+        let primary = format!("host=127.0.0.1 port={} user=owner password=owner-password", self.port);
+        let copied = command(&format!("{BIN}/pg_basebackup"))
+            .args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", &primary, "-D"])
+            .arg(&data)
+            .status()
+            .unwrap();
+        assert!(copied.success());
+        let port = free_port();
+        let standby = command(&format!("{BIN}/postgres"))
+            .arg("-D")
+            .arg(&data)
+            .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
+            .args(["-c", "fsync=off", "-c", "max_connections=300"])
+            .spawn()
+            .unwrap();
+        (Running(standby), port)
+    }
+
     /// SQL as the owner, past the pooler.
     async fn run(&self, database: &str, sql: &str) {
         let url = format!("postgres://{OWNER}@127.0.0.1:{}/{database}", self.port);
@@ -292,12 +313,12 @@ fn key(code: &str) -> Key {
 }
 
 /// Runs `check` over a new store of each kind.
-fn each_store(check: impl AsyncFn(&Sample)) {
+fn each_store(check: &impl AsyncFn(&Sample)) {
     runtime().block_on(async { check(&Sample::sqlite()).await });
     each_postgres(|_| {}, check);
 }
 
-fn each_postgres(change: impl Fn(&mut config::Postgres), check: impl AsyncFn(&Sample)) {
+fn each_postgres(change: impl Fn(&mut config::Postgres), check: &impl AsyncFn(&Sample)) {
     for (kind, statements) in [("postgres", Statements::Prepared), ("pgbouncer", Statements::Unnamed)] {
         runtime().block_on(async { check(&Sample::postgres(kind, statements, &change).await).await });
     }
@@ -313,7 +334,7 @@ fn edit(target: &str) -> Change {
 
 #[test]
 fn a_link_comes_back_as_it_was_given() {
-    each_store(async |sample| {
+    each_store(&async |sample| {
         let mut full = sample.new_link("full", A, OnConflict::Take);
         full.fields = Fields {
             target_written: "HTTPS://example.com/a".into(),
@@ -358,7 +379,7 @@ fn a_link_comes_back_as_it_was_given() {
 
 #[test]
 fn creates_that_meet_a_link() {
-    each_store(async |sample| {
+    each_store(&async |sample| {
         use Inserted::{Created, Taken, Updated};
         use OnConflict::{Refuse, Take, Update};
         let check = async |rows: &[(&str, &str, OnConflict)], want: &[Inserted]| {
@@ -394,7 +415,7 @@ fn creates_that_meet_a_link() {
 
 #[test]
 fn one_of_two_hundred_creates_of_a_code_wins() {
-    each_store(async |sample| {
+    each_store(&async |sample| {
         let tasks = (0..200).map(|n| {
             let (store, new) = (sample.store.clone(), sample.new_link(&format!("c{}", n % 4), A, OnConflict::Take));
             tokio::spawn(async move { store.insert(vec![new], NOW).await.unwrap().remove(0) })
@@ -411,7 +432,7 @@ fn one_of_two_hundred_creates_of_a_code_wins() {
 /// Eight writers, and a reader that follows: it never sees a version whose predecessor comes later.
 #[test]
 fn versions_have_no_gap_under_many_writers() {
-    each_store(async |sample| {
+    each_store(&async |sample| {
         let hot = sample.add("hot", A).await;
         let mut writers = Vec::new();
         for writer in 0..8 {
@@ -456,7 +477,7 @@ fn versions_have_no_gap_under_many_writers() {
 
 #[test]
 fn changes_of_a_link() {
-    each_store(async |sample| {
+    each_store(&async |sample| {
         let before = sample.add("a", A).await;
         let (store, at) = (&sample.store, UnixMillis(NOW.0 + 1));
         assert_eq!(store.change(key("none"), Change::Disable, at).await.unwrap(), None);
@@ -487,7 +508,7 @@ fn changes_of_a_link() {
 
 #[test]
 fn visits_are_taken_as_long_as_there_are_some() {
-    each_store(async |sample| {
+    each_store(&async |sample| {
         let mut new = sample.new_link("a", A, OnConflict::Take);
         new.fields.max_visits = Some(7);
         let id = new.id;
@@ -518,7 +539,7 @@ fn visits_are_taken_as_long_as_there_are_some() {
 
 #[test]
 fn listings() {
-    each_store(async |sample| {
+    each_store(&async |sample| {
         let domain = sample.store.number_domains(vec!["b.example".into()]).await.unwrap()[0];
         let mut links = Vec::new();
         for n in 0..20_u64 {
@@ -562,7 +583,7 @@ fn listings() {
 
 #[test]
 fn settings_ranges_domains_and_keys() {
-    each_store(async |sample| {
+    each_store(&async |sample| {
         let store = &sample.store;
         assert_eq!(store.settle("a", vec![1, 0]).await.unwrap(), [1, 0]);
         assert_eq!(store.settle("a", vec![2]).await.unwrap(), [1, 0]);
@@ -609,7 +630,7 @@ fn settings_ranges_domains_and_keys() {
 
 #[test]
 fn changes_at_the_same_time_are_all_kept() {
-    each_store(async |sample| {
+    each_store(&async |sample| {
         sample.add("a", A).await;
         let tasks: Vec<_> = (0..8)
             .map(|n| {
@@ -642,231 +663,215 @@ fn changes_at_the_same_time_are_all_kept() {
 
 #[test]
 fn a_row_that_is_no_link_harms_no_other() {
-    each_postgres(
-        |_| {},
-        async |sample| {
-            for (code, harm) in
-                [("a", "status = 200"), ("b", "target_url = E'https://a\r\nb'"), ("c", "expired_url = ''")]
-            {
-                sample.add(code, A).await;
-                sample.run(&format!("UPDATE links SET {harm} WHERE code = '{code}'")).await;
-            }
-            let good = sample.add("d", A).await.entry();
-            let found = sample.store.look_up(vec![key("a"), key("b"), key("d"), key("c")]).await.unwrap();
-            let want = [Found::Unreadable, Found::Unreadable, Found::Entry(good), Found::Unreadable];
-            assert_eq!(found, want, "{}", sample.kind);
-        },
-    );
+    each_postgres(|_| {}, &async |sample| {
+        for (code, harm) in [("a", "status = 200"), ("b", "target_url = E'https://a\r\nb'"), ("c", "expired_url = ''")]
+        {
+            sample.add(code, A).await;
+            sample.run(&format!("UPDATE links SET {harm} WHERE code = '{code}'")).await;
+        }
+        let good = sample.add("d", A).await.entry();
+        let found = sample.store.look_up(vec![key("a"), key("b"), key("d"), key("c")]).await.unwrap();
+        let want = [Found::Unreadable, Found::Unreadable, Found::Entry(good), Found::Unreadable];
+        assert_eq!(found, want, "{}", sample.kind);
+    });
 }
 
 #[test]
 fn edits_are_the_changes_that_create_nothing() {
-    each_postgres(
-        |_| {},
-        async |sample| {
-            for code in ["a", "b", "c"] {
-                sample.add(code, A).await;
-                sample.store.change(key(code), edit(B), NOW).await.unwrap().unwrap();
-            }
-            let edits = sample.store.edits(2).await.unwrap();
-            let edits: Vec<_> = edits.iter().map(|row| (row.version, row.key, row.created)).collect();
-            assert_eq!(edits, [(4, key("b"), false), (6, key("c"), false)], "{}", sample.kind);
-        },
-    );
+    each_postgres(|_| {}, &async |sample| {
+        for code in ["a", "b", "c"] {
+            sample.add(code, A).await;
+            sample.store.change(key(code), edit(B), NOW).await.unwrap().unwrap();
+        }
+        let edits = sample.store.edits(2).await.unwrap();
+        let edits: Vec<_> = edits.iter().map(|row| (row.version, row.key, row.created)).collect();
+        assert_eq!(edits, [(4, key("b"), false), (6, key("c"), false)], "{}", sample.kind);
+    });
 }
 
 #[test]
 fn worker_ids_are_leased_to_one_holder_at_a_time() {
-    each_postgres(
-        |_| {},
-        async |sample| {
-            let store = &sample.store;
-            let lease = async |holder: &str, wanted: Option<u16>, now_ms: u64| {
-                store.lease_worker(holder.into(), wanted, now_ms, 60_000).await.unwrap()
-            };
-            let first = lease("a", None, 1_000_000).await.unwrap();
-            assert_eq!((first.worker_id, first.epoch, first.from_ms, first.until_ms), (0, 1, 1_000_000, 1_060_000));
-            let second = lease("b", None, 1_000_000).await.unwrap();
-            assert_eq!(second.worker_id, 1);
-            assert_eq!(lease("b", Some(0), 1_000_000).await, None, "it is another's");
-            assert_eq!(lease("c", Some(700), 5).await.unwrap().worker_id, 700);
-            // Its holder gets it again, past what was given before.
-            let again = lease("a", None, 1_000_500).await.unwrap();
-            assert_eq!((again.worker_id, again.epoch, again.from_ms), (0, 2, 1_060_001), "{}", sample.kind);
-            assert_eq!(store.renew_worker(first, 1_030_000, 60_000).await.unwrap(), None, "it was leased anew");
-            let renewed = store.renew_worker(again, 1_200_000, 60_000).await.unwrap().unwrap();
-            assert_eq!((renewed.from_ms, renewed.until_ms), (again.from_ms, 1_260_000));
-            store.release_worker(first, 0).await.unwrap();
-            assert_eq!(lease("d", Some(0), 1).await, None, "an old lease gives nothing back");
-            store.release_worker(renewed, 1_210_000).await.unwrap();
-            let next = lease("d", None, 1).await.unwrap();
-            assert_eq!((next.worker_id, next.from_ms), (0, 1_210_001), "{}", sample.kind);
-            sample.run("UPDATE worker_leases SET expires_at = now() WHERE worker_id = 1").await;
-            assert_eq!(lease("e", Some(1), 1).await.unwrap().from_ms, second.until_ms + 1, "it expired");
-            let tasks = (0..30).map(|n| {
-                let store = store.clone();
-                tokio::spawn(async move { store.lease_worker(format!("holder {n}"), None, 1, 60_000).await.unwrap() })
-            });
-            let mut ids = Vec::new();
-            for task in tasks.collect::<Vec<_>>() {
-                ids.push(task.await.unwrap().unwrap().worker_id);
-            }
-            ids.sort_unstable();
-            assert_eq!(ids, (2..32).collect::<Vec<_>>(), "{}", sample.kind);
-        },
-    );
+    each_postgres(|_| {}, &async |sample| {
+        let store = &sample.store;
+        let lease = async |holder: &str, wanted: Option<u16>, now_ms: u64| {
+            store.lease_worker(holder.into(), wanted, now_ms, 60_000).await.unwrap()
+        };
+        let first = lease("a", None, 1_000_000).await.unwrap();
+        assert_eq!((first.worker_id, first.epoch, first.from_ms, first.until_ms), (0, 1, 1_000_000, 1_060_000));
+        let second = lease("b", None, 1_000_000).await.unwrap();
+        assert_eq!(second.worker_id, 1);
+        assert_eq!(lease("b", Some(0), 1_000_000).await, None, "it is another's");
+        assert_eq!(lease("c", Some(700), 5).await.unwrap().worker_id, 700);
+        // Its holder gets it again, past what was given before.
+        let again = lease("a", None, 1_000_500).await.unwrap();
+        assert_eq!((again.worker_id, again.epoch, again.from_ms), (0, 2, 1_060_001), "{}", sample.kind);
+        assert_eq!(store.renew_worker(first, 1_030_000, 60_000).await.unwrap(), None, "it was leased anew");
+        let renewed = store.renew_worker(again, 1_200_000, 60_000).await.unwrap().unwrap();
+        assert_eq!((renewed.from_ms, renewed.until_ms), (again.from_ms, 1_260_000));
+        store.release_worker(first, 0).await.unwrap();
+        assert_eq!(lease("d", Some(0), 1).await, None, "an old lease gives nothing back");
+        store.release_worker(renewed, 1_210_000).await.unwrap();
+        let next = lease("d", None, 1).await.unwrap();
+        assert_eq!((next.worker_id, next.from_ms), (0, 1_210_001), "{}", sample.kind);
+        sample.run("UPDATE worker_leases SET expires_at = now() WHERE worker_id = 1").await;
+        assert_eq!(lease("e", Some(1), 1).await.unwrap().from_ms, second.until_ms + 1, "it expired");
+        let tasks = (0..30).map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move { store.lease_worker(format!("holder {n}"), None, 1, 60_000).await.unwrap() })
+        });
+        let mut ids = Vec::new();
+        for task in tasks.collect::<Vec<_>>() {
+            ids.push(task.await.unwrap().unwrap().worker_id);
+        }
+        ids.sort_unstable();
+        assert_eq!(ids, (2..32).collect::<Vec<_>>(), "{}", sample.kind);
+    });
 }
 
 #[test]
 fn a_changed_timeline_begins_a_generation() {
-    each_postgres(
-        |_| {},
-        async |sample| {
-            let (store, generation) = (&sample.store, async || sample.store.position().await.unwrap().generation);
-            assert_eq!(generation().await, 0);
-            let lease = store.lease_worker("a".into(), None, 1000, 1000).await.unwrap().unwrap();
-            assert_eq!(generation().await, 0, "the same timeline");
-            sample.run("UPDATE feed SET timeline = '0000002A'").await;
-            let tasks: Vec<_> = (0..4)
-                .map(|_| store.clone())
-                .map(|store| tokio::spawn(async move { store.position().await }))
-                .collect();
-            for task in tasks {
-                assert_eq!(task.await.unwrap().unwrap().generation, 1, "{}: begun once", sample.kind);
-            }
-            assert_eq!(store.begin_generation(0).await.unwrap(), 1, "it was begun by somebody else");
-            assert_eq!(store.begin_generation(1).await.unwrap(), 2);
-            let next = store.lease_worker("a".into(), None, 1000, 1000).await.unwrap().unwrap();
-            assert_eq!(next.from_ms, lease.until_ms + 240_001, "{}: twice two minutes", sample.kind);
-        },
-    );
+    each_postgres(|_| {}, &async |sample| {
+        let (store, generation) = (&sample.store, async || sample.store.position().await.unwrap().generation);
+        let first = generation().await;
+        let lease = store.lease_worker("a".into(), None, 1000, 1000).await.unwrap().unwrap();
+        assert_eq!(generation().await, first, "the same timeline");
+        sample.run("UPDATE feed SET timeline = '0000002A'").await;
+        let tasks: Vec<_> =
+            (0..4).map(|_| store.clone()).map(|store| tokio::spawn(async move { store.position().await })).collect();
+        for task in tasks {
+            assert_eq!(task.await.unwrap().unwrap().generation, first + 1, "{}: begun once", sample.kind);
+        }
+        assert_eq!(store.begin_generation(first).await.unwrap(), first + 1, "it was begun by somebody else");
+        assert_eq!(store.begin_generation(first + 1).await.unwrap(), first + 2);
+        // Whatever the lost transactions leased, nobody has it any more, and nobody gets it again.
+        assert_eq!(store.renew_worker(lease, 1000, 1000).await.unwrap(), None);
+        let next = store.lease_worker("a".into(), None, 1000, 1000).await.unwrap().unwrap();
+        assert!(next.from_ms >= time::now().0 as u64 + 239_000, "{}: twice two minutes", sample.kind);
+    });
 }
 
 #[test]
 fn warm_requests_pins_and_instances() {
-    each_postgres(
-        |_| {},
-        async |sample| {
-            let store = &sample.store;
-            let mut links = Vec::new();
-            for (code, clicks) in [("a", 5), ("b", 7), ("c", 6)] {
-                let mut new = sample.new_link(code, A, OnConflict::Take);
-                new.imported_clicks = clicks;
-                new.fields.tags = vec!["t".into()];
-                links.push(new);
-            }
-            store.insert(links, NOW).await.unwrap();
-            let asked =
-                [WarmWhat::Codes(vec![(0, "a".into()), (0, "b".into())]), WarmWhat::Tag("t".into()), WarmWhat::Top(2)];
-            let keys = [vec![key("a"), key("b")], vec![key("a"), key("b"), key("c")], vec![key("b"), key("c")]];
-            for (what, keys) in asked.iter().zip(&keys) {
-                assert_eq!(store.keys_of(what.clone(), 100).await.unwrap(), *keys, "{}", sample.kind);
-                assert_eq!(store.keys_of(what.clone(), 1).await.unwrap(), keys[..1]);
-            }
-            let mut numbers = Vec::new();
-            for what in &asked {
-                numbers.push(store.ask_warm(what.clone(), NOW).await.unwrap());
-            }
-            assert_eq!(numbers, [1, 2, 3]);
-            assert_eq!(store.position().await.unwrap(), Position { version: 3, generation: 0, asked: 3 });
-            let requests = store.warm_requests(1).await.unwrap();
-            assert_eq!(
-                requests.iter().map(|request| &request.what).collect::<Vec<_>>(),
-                asked[1..].iter().collect::<Vec<_>>()
-            );
-            let report = |loaded| WarmReport { instance: "i".into(), loaded, missing: 1 };
-            for loaded in [1, 2] {
-                store.report_warm(1, report(loaded), NOW).await.unwrap();
-            }
-            assert_eq!(store.warm_reports(1).await.unwrap(), [report(2)]);
-            store.ask_warm(WarmWhat::Top(1), UnixMillis(NOW.0 + 86_400_001)).await.unwrap();
-            assert_eq!(store.warm_requests(0).await.unwrap().len(), 1, "the others are a day old");
-            assert_eq!(store.warm_reports(1).await.unwrap(), []);
+    each_postgres(|_| {}, &async |sample| {
+        let store = &sample.store;
+        let mut links = Vec::new();
+        for (code, clicks) in [("a", 0), ("b", 7), ("c", 6)] {
+            let mut new = sample.new_link(code, A, OnConflict::Take);
+            new.imported_clicks = clicks;
+            new.fields.tags = vec!["t".into()];
+            links.push(new);
+        }
+        store.insert(links, NOW).await.unwrap();
+        let asked =
+            [WarmWhat::Codes(vec![(0, "a".into()), (0, "b".into())]), WarmWhat::Tag("t".into()), WarmWhat::Top(9)];
+        let keys = [vec![key("a"), key("b")], vec![key("a"), key("b"), key("c")], vec![key("b"), key("c"), key("a")]];
+        for (what, keys) in asked.iter().zip(&keys) {
+            assert_eq!(store.keys_of(what.clone(), 100).await.unwrap(), *keys, "{}", sample.kind);
+            assert_eq!(store.keys_of(what.clone(), 1).await.unwrap(), keys[..1]);
+        }
+        let mut numbers = Vec::new();
+        for what in &asked {
+            numbers.push(store.ask_warm(what.clone(), NOW).await.unwrap());
+        }
+        assert_eq!(numbers, [1, 2, 3]);
+        let position = store.position().await.unwrap();
+        assert_eq!((position.version, position.asked), (3, 3));
+        let requests = store.warm_requests(1).await.unwrap();
+        assert_eq!(
+            requests.iter().map(|request| &request.what).collect::<Vec<_>>(),
+            asked[1..].iter().collect::<Vec<_>>()
+        );
+        let report = |loaded| WarmReport { instance: "i".into(), loaded, missing: 1 };
+        for loaded in [1, 2] {
+            store.report_warm(1, report(loaded), NOW).await.unwrap();
+        }
+        assert_eq!(store.warm_reports(1).await.unwrap(), [report(2)]);
+        store.ask_warm(WarmWhat::Top(1), UnixMillis(NOW.0 + 86_400_001)).await.unwrap();
+        assert_eq!(store.warm_requests(0).await.unwrap().len(), 1, "the others are a day old");
+        assert_eq!(store.warm_reports(1).await.unwrap(), []);
 
-            assert_eq!(store.pin(vec![key("a"), key("x"), key("a")], true, NOW).await.unwrap(), 2);
-            assert_eq!(store.pin(vec![key("a"), key("b")], true, NOW).await.unwrap(), 1);
-            assert_eq!(store.pin(vec![key("x"), key("y")], false, NOW).await.unwrap(), 1);
-            assert_eq!(store.pins().await.unwrap(), [key("a"), key("b")], "{}", sample.kind);
-            assert_eq!(store.position().await.unwrap().asked, 7);
+        assert_eq!(store.pin(vec![key("a"), key("x"), key("a")], true, NOW).await.unwrap(), 2);
+        assert_eq!(store.pin(vec![key("a"), key("b")], true, NOW).await.unwrap(), 1);
+        assert_eq!(store.pin(vec![key("x"), key("y")], false, NOW).await.unwrap(), 1);
+        assert_eq!(store.pin(vec![key("a")], true, NOW).await.unwrap(), 0);
+        assert_eq!(store.pins().await.unwrap(), [key("a"), key("b")], "{}", sample.kind);
+        assert_eq!(store.position().await.unwrap().asked, 7, "what changes nothing is not asked");
 
-            store.present("i".into(), true, NOW).await.unwrap();
-            store.present("j".into(), true, NOW).await.unwrap();
-            store.present("i".into(), true, UnixMillis(NOW.0 + 1)).await.unwrap();
-            store.present("j".into(), false, NOW).await.unwrap();
-            let instances = store.instances().await.unwrap();
-            assert_eq!(
-                instances.iter().map(|row| (row.instance.as_str(), row.seen_at.0)).collect::<Vec<_>>(),
-                [("i", NOW.0 + 1)]
-            );
-        },
-    );
+        store.present("i".into(), true, NOW).await.unwrap();
+        store.present("j".into(), true, NOW).await.unwrap();
+        store.present("i".into(), true, UnixMillis(NOW.0 + 1)).await.unwrap();
+        store.present("j".into(), false, NOW).await.unwrap();
+        let instances = store.instances().await.unwrap();
+        assert_eq!(
+            instances.iter().map(|row| (row.instance.as_str(), row.seen_at.0)).collect::<Vec<_>>(),
+            [("i", NOW.0 + 1)]
+        );
+    });
 }
 
 #[test]
 fn links_move_in_once() {
-    each_postgres(
-        |_| {},
-        async |sample| {
-            let store = &sample.store;
-            let from = Sample::sqlite();
-            let rest = Rest {
-                store_id: "one".into(),
-                generation: 4,
-                version: 90,
-                links: 3,
-                settings: vec![("codes.case".into(), b"sensitive".to_vec())],
-                domains: vec![(DomainId(0), String::new()), (DomainId(5), "b.example".into())],
-                ranges: vec![("link_ids".into(), 1001)],
-                keys: Vec::new(),
-                pins: vec![key("a")],
-            };
-            // What a server settled before is not what the links were made with.
-            store.settle("codes.case", b"insensitive".to_vec()).await.unwrap();
-            store.number_domains(vec!["b.example".into()]).await.unwrap();
-            let mut links = Vec::new();
-            for code in ["a", "b", "c"] {
-                let mut new = from.new_link(code, A, OnConflict::Take);
-                new.fields.tags = vec!["t".into(), "u".into()];
-                new.fields.max_visits = Some(3);
-                new.imported_clicks = 2;
-                let id = new.id;
-                from.store.insert(vec![new], NOW).await.unwrap();
-                from.store.take_visit(key(code), id, NOW).await.unwrap();
-                links.push(from.link(code).await);
-            }
-            links[2] = from.store.change(key("c"), Change::Delete, NOW).await.unwrap().unwrap();
-            assert!(matches!(store.adopt(links.clone()).await, Err(Error::Schema(_))), "its settings come first");
-            assert_eq!(store.adopt_rest(rest.clone(), false).await.unwrap(), LinkId(0));
-            assert_eq!(store.settle("codes.case", Vec::new()).await.unwrap(), b"sensitive");
-            assert_eq!(store.domains().await.unwrap(), rest.domains, "{}", sample.kind);
-            assert_eq!(store.adopt(links[..2].to_vec()).await.unwrap(), LinkId(2));
-            // It stopped here, and begins again.
-            assert_eq!(store.adopt_rest(rest.clone(), false).await.unwrap(), LinkId(2));
-            assert_eq!(store.adopt(links[1..].to_vec()).await.unwrap(), LinkId(3));
-            for _ in 0..2 {
-                assert_eq!(store.adopt_rest(rest.clone(), true).await.unwrap(), LinkId(3));
-                let position = store.position().await.unwrap();
-                assert_eq!((position.version, position.generation), (90, 5), "{}", sample.kind);
-            }
-            for link in &links {
-                assert_eq!(store.link(link.key).await.unwrap().as_ref(), Some(link), "{}", sample.kind);
-            }
-            assert_eq!(store.pins().await.unwrap(), [key("a")]);
-            assert_eq!(store.lease("link_ids", 1, 10).await.unwrap(), 1001);
-            assert_eq!(store.changes(0, 10).await.unwrap(), []);
-            let edited = store.change(key("a"), edit(B), NOW).await.unwrap().unwrap();
-            assert_eq!(edited.version, 91);
-            assert_eq!(store.adopt(links.clone()).await.unwrap(), LinkId(3));
-            assert_eq!(sample.link("a").await, edited, "what is there is left alone");
-            let refused = store.adopt_rest(Rest { store_id: "two".into(), ..rest.clone() }, false).await.unwrap_err();
-            assert!(matches!(&refused, Error::Schema(why) if why.contains("another store")), "{refused}");
+    each_postgres(|_| {}, &async |sample| {
+        let store = &sample.store;
+        let from = Sample::sqlite();
+        let rest = Rest {
+            store_id: "one".into(),
+            generation: 4,
+            version: 90,
+            links: 3,
+            settings: vec![("codes.case".into(), b"sensitive".to_vec())],
+            domains: vec![(DomainId(0), String::new()), (DomainId(5), "b.example".into())],
+            ranges: vec![("link_ids".into(), 1001)],
+            keys: Vec::new(),
+            pins: vec![key("a")],
+        };
+        // What a server settled before is not what the links were made with.
+        store.settle("codes.case", b"insensitive".to_vec()).await.unwrap();
+        store.number_domains(vec!["b.example".into()]).await.unwrap();
+        let mut links = Vec::new();
+        for code in ["a", "b", "c"] {
+            let mut new = from.new_link(code, A, OnConflict::Take);
+            new.fields.tags = vec!["t".into(), "u".into()];
+            new.fields.max_visits = Some(3);
+            new.imported_clicks = 2;
+            let id = new.id;
+            from.store.insert(vec![new], NOW).await.unwrap();
+            from.store.take_visit(key(code), id, NOW).await.unwrap();
+            links.push(from.link(code).await);
+        }
+        links[2] = from.store.change(key("c"), Change::Delete, NOW).await.unwrap().unwrap();
+        assert!(matches!(store.adopt(links.clone()).await, Err(Error::Schema(_))), "its settings come first");
+        assert_eq!(store.adopt_rest(rest.clone(), false).await.unwrap(), (LinkId(0), false));
+        assert_eq!(store.settle("codes.case", Vec::new()).await.unwrap(), b"sensitive");
+        assert_eq!(store.domains().await.unwrap(), rest.domains, "{}", sample.kind);
+        assert_eq!(store.adopt(links[..2].to_vec()).await.unwrap(), LinkId(2));
+        // It stopped here, and begins again.
+        assert_eq!(store.adopt_rest(rest.clone(), false).await.unwrap(), (LinkId(2), false));
+        assert_eq!(store.adopt(links[1..].to_vec()).await.unwrap(), LinkId(3));
+        let before = store.position().await.unwrap().generation;
+        for was_done in [false, true] {
+            assert_eq!(store.adopt_rest(rest.clone(), true).await.unwrap(), (LinkId(3), was_done));
+            let position = store.position().await.unwrap();
+            assert_eq!((position.version, position.generation), (90, before.max(4) + 1), "{}", sample.kind);
+        }
+        for link in &links {
+            assert_eq!(store.link(link.key).await.unwrap().as_ref(), Some(link), "{}", sample.kind);
+        }
+        assert_eq!(store.pins().await.unwrap(), [key("a")]);
+        assert_eq!(store.lease("link_ids", 1, 10).await.unwrap(), 1001);
+        assert_eq!(store.changes(0, 10).await.unwrap(), []);
+        let edited = store.change(key("a"), edit(B), NOW).await.unwrap().unwrap();
+        assert_eq!(edited.version, 91);
+        assert_eq!(store.adopt(links.clone()).await.unwrap(), LinkId(3));
+        assert_eq!(sample.link("a").await, edited, "what is there is left alone");
+        let refused = store.adopt_rest(Rest { store_id: "two".into(), ..rest.clone() }, false).await.unwrap_err();
+        assert!(matches!(&refused, Error::Schema(why) if why.contains("another store")), "{refused}");
 
-            let other = Sample::postgres("postgres", Statements::Prepared, |_| {}).await;
-            other.add("own", A).await;
-            let refused = other.store.adopt_rest(rest, false).await.unwrap_err();
-            assert!(matches!(&refused, Error::Schema(why) if why.contains("links of its own")), "{refused}");
-        },
-    );
+        let other = Sample::postgres("postgres", Statements::Prepared, |_| {}).await;
+        other.add("own", A).await;
+        let refused = other.store.adopt_rest(rest, false).await.unwrap_err();
+        assert!(matches!(&refused, Error::Schema(why) if why.contains("links of its own")), "{refused}");
+    });
 }
 
 #[test]
@@ -896,7 +901,7 @@ fn a_call_that_takes_too_long_ends_with_its_connection() {
         settings.statement_timeout = Duration::from_millis(300);
         settings.lookup_timeout = Duration::from_millis(300);
     };
-    each_postgres(short, async |sample| {
+    each_postgres(short, &async |sample| {
         sample.add("a", A).await;
         let (servers, database) = sample.behind.as_ref().unwrap();
         let url = format!("postgres://{OWNER}@127.0.0.1:{}/{database}", servers.port);
@@ -1097,11 +1102,149 @@ fn a_standby_that_is_away_is_not_waited_for() {
             let url = format!("postgres://{ROLE_IN_URL}@127.0.0.1:{}/none", free_port());
             settings.replica_url = Some(ServiceUrl::new(url));
         },
-        async |sample| {
+        &async |sample| {
             sample.add("a", A).await;
             assert_eq!(sample.store.count(Filter::default(), Reading::Lately).await.unwrap(), 1);
             let page = sample.store.page(Filter::default(), None, 10, Reading::Lately).await.unwrap();
             assert_eq!(page, [sample.link("a").await], "{}", sample.kind);
         },
     );
+}
+
+/// Writes that share a transaction do not share a failure.
+#[test]
+fn a_write_that_is_refused_refuses_no_other() {
+    each_store(&async |sample| {
+        let id = sample.add("a", A).await.id;
+        let mut tasks = Vec::new();
+        for n in 0..40 {
+            let (store, mut new) = (sample.store.clone(), sample.new_link(&format!("b{n}"), A, OnConflict::Take));
+            if n == 20 {
+                new.id = id;
+            }
+            tasks.push(tokio::spawn(async move { store.insert(vec![new], NOW).await }));
+        }
+        for (n, task) in tasks.into_iter().enumerate() {
+            let outcome = task.await.unwrap();
+            assert_eq!(outcome.is_ok(), n != 20, "{}: {n}: {outcome:?}", sample.kind);
+            assert!(outcome.is_ok_and(|made| made == [Inserted::Created]) || n == 20);
+        }
+        sample.assert_gapless().await;
+    });
+}
+
+/// Connections end by their age, one by one, and nobody notices.
+#[test]
+fn connections_are_replaced() {
+    runtime().block_on(async {
+        let young = |settings: &mut config::Postgres| {
+            settings.max_lifetime = Duration::from_millis(1);
+            settings.pool = 2;
+        };
+        let sample = Sample::postgres("postgres", Statements::Prepared, young).await;
+        let (servers, database) = sample.behind.as_ref().unwrap();
+        let url = format!("postgres://{OWNER}@127.0.0.1:{}/{database}", servers.port);
+        let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let mut seen = std::collections::HashSet::new();
+        for n in 0..10 {
+            sample.add(&format!("a{n}"), A).await;
+            let sql =
+                "SELECT pid FROM pg_stat_activity WHERE application_name = 'waypost' AND datname = current_database()";
+            for row in client.query_typed(sql, &[]).await.unwrap() {
+                seen.insert(row.get::<_, i32>(0));
+            }
+        }
+        assert!(seen.len() >= 5, "{seen:?}");
+        assert!(sample.only_postgres().figures().open <= 2);
+    });
+}
+
+/// All transactions wait for a lock that another instance holds; look-ups and polls do not.
+#[test]
+fn look_ups_find_connections_while_writes_wait() {
+    let small = |settings: &mut config::Postgres| {
+        settings.pool = 2;
+        settings.pool_timeout = Duration::from_millis(200);
+    };
+    each_postgres(small, &async |sample| {
+        sample.add("a", A).await;
+        // The first poll of a store writes its timeline down.
+        sample.store.position().await.unwrap();
+        let (servers, database) = sample.behind.as_ref().unwrap();
+        let url = format!("postgres://{OWNER}@127.0.0.1:{}/{database}", servers.port);
+        let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute("BEGIN; SELECT version FROM feed FOR UPDATE").await.unwrap();
+        let tasks: Vec<_> = (0..10)
+            .map(|_| sample.store.clone())
+            .map(|store| tokio::spawn(async move { store.change(key("a"), edit(B), NOW).await }))
+            .collect();
+        let new = sample.new_link("b", A, OnConflict::Take);
+        let store = sample.store.clone();
+        let create = tokio::spawn(async move { store.insert(vec![new], NOW).await });
+        for _ in 0..50 {
+            assert!(matches!(sample.store.look_up(vec![key("a")]).await.unwrap()[..], [Found::Entry(_)]));
+            sample.store.position().await.unwrap();
+        }
+        assert!(tasks.iter().all(|task| !task.is_finished()), "{}", sample.kind);
+        client.batch_execute("COMMIT").await.unwrap();
+        for task in tasks {
+            task.await.unwrap().unwrap().unwrap();
+        }
+        assert_eq!(create.await.unwrap().unwrap(), [Inserted::Created]);
+        sample.assert_gapless().await;
+    });
+}
+
+#[test]
+fn a_standby_is_read_while_it_is_close_behind() {
+    runtime().block_on(async {
+        let servers = tokio::task::spawn_blocking(Servers::shared).await.unwrap();
+        let (standby, port) = {
+            let servers = servers.clone();
+            tokio::task::spawn_blocking(move || servers.standby()).await.unwrap()
+        };
+        let behind = |settings: &mut config::Postgres, max_lag: Duration| {
+            let url = settings.url.expose().replace(&format!(":{}/", servers.port), &format!(":{port}/"));
+            (settings.replica_url, settings.replica_max_lag) = (Some(ServiceUrl::new(url)), max_lag);
+        };
+        let hour = Duration::from_secs(3600);
+        let sample = Sample::postgres("postgres", Statements::Prepared, |settings| behind(settings, hour)).await;
+        let (_, database) = sample.behind.as_ref().unwrap();
+        let mut settings = servers.settings(database, Statements::Prepared);
+        behind(&mut settings, Duration::ZERO);
+        let strict = Store::Postgres(Postgres::open(&settings).unwrap());
+        let url = format!("postgres://{OWNER}@127.0.0.1:{port}/{database}");
+        let (client, connection) = loop {
+            // The database has not come over yet.
+            match tokio_postgres::connect(&url, NoTls).await {
+                Ok(connected) => break connected,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        tokio::spawn(connection);
+        let count = async || sample.store.count(Filter::default(), Reading::Lately).await.unwrap();
+        sample.add("a", A).await;
+        // Asked there: the store answers from the primary as long as the standby has no tables.
+        let arrived = async {
+            while !client.query_typed("SELECT 1 FROM links", &[]).await.is_ok_and(|rows| rows.len() == 1) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, arrived).await.unwrap();
+        client.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
+        let paused = "SELECT pg_get_wal_replay_pause_state() = 'paused'";
+        while !client.query_typed(paused, &[]).await.unwrap()[0].get::<_, bool>(0) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        sample.add("b", A).await;
+        assert_eq!(count().await, 1, "from the standby, which is close behind");
+        assert_eq!(sample.store.count(Filter::default(), Reading::Now).await.unwrap(), 2);
+        // The transaction that it replayed last is some time ago.
+        assert_eq!(strict.count(Filter::default(), Reading::Lately).await.unwrap(), 2, "it is too far behind");
+        client.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
+        drop(standby);
+        assert_eq!(count().await, 2, "it is gone");
+    });
 }

@@ -42,6 +42,7 @@ const LIFETIME_JITTER_PERMILLE: u64 = 200;
 pub(super) struct Connector {
     config: tokio_postgres::Config,
     tls: MakeRustlsConnect,
+    /// For all hosts together, one after the other.
     timeout: Duration,
 }
 
@@ -68,11 +69,9 @@ impl Connector {
             .keepalives_interval(KEEPALIVE_INTERVAL)
             .keepalives_retries(KEEPALIVE_RETRIES)
             .ssl_mode(tls.mode);
-        Ok(Self {
-            config,
-            tls: MakeRustlsConnect::new(tls.client().map_err(wrong)?),
-            timeout: settings.connect_timeout,
-        })
+        let hosts = u32::try_from(config.get_hosts().len().max(1)).unwrap_or(u32::MAX);
+        let timeout = settings.connect_timeout.saturating_mul(hosts);
+        Ok(Self { config, tls: MakeRustlsConnect::new(tls.client().map_err(wrong)?), timeout })
     }
 
     /// For a server that is written to: of several hosts, the one that takes writes.
@@ -95,11 +94,8 @@ impl Connector {
             let over = metrics.age() >= lifetime.mul_f64(share as f64 / 1000.0);
             if over { Err(HookError::message("its lifetime is over")) } else { Ok(()) }
         });
-        let timeouts = Timeouts {
-            wait: Some(settings.pool_timeout),
-            create: Some(settings.connect_timeout),
-            recycle: Some(settings.connect_timeout),
-        };
+        let timeouts =
+            Timeouts { wait: Some(settings.pool_timeout), create: Some(self.timeout), recycle: Some(self.timeout) };
         Pool::builder(manager)
             .config(PoolConfig { timeouts, ..PoolConfig::new(settings.pool) })
             .pre_recycle(not_too_old)

@@ -46,6 +46,12 @@ pub(super) fn explain(error: &Failure) -> Error {
         ("42P01" | "42703" | "42883" | "3F000", _) => {
             Error::Schema(format!("the store's schema is not this program's ({why}): run `waypost migrate`"))
         }
+        ("42P07", _) => {
+            Error::Schema(format!("another program uses the database ({why}): choose one of waypost's own"))
+        }
+        ("26000" | "42P05", _) => Error::Schema(format!(
+            "a pooler gave us another connection ({why}): set postgres.statements to \"unnamed\""
+        )),
         ("42501", _) => {
             Error::Schema(format!("the role may not ({why}): run `waypost migrate --grants ROLE` as the tables' owner"))
         }

@@ -221,6 +221,16 @@ async fn write_group(inner: &Inner, group: Vec<Write>) {
         queries.push((TAKE_VISITS, &visits));
     }
     let written = inner.write(&queries).await;
+    if let Err(failed) = &written
+        && !failed.error.is_transient()
+        && group.len() > 1
+    {
+        // One of them is to blame: the others are not refused with it.
+        for write in group {
+            Box::pin(write_group(inner, vec![write])).await;
+        }
+        return;
+    }
     let (made, mut granted) = outcome(inner, written, &links, !wanted.is_empty()).await;
     drop(queries);
     let made = made.map(Arc::new);

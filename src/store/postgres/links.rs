@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::{ATTEMPTS_MAX, Inner, NO_TIMELINE, Param, Postgres, TIMELINE, bigint, get, number, only};
+use super::{ATTEMPTS_MAX, Inner, NO_TIMELINE, Param, Postgres, TIMELINE, bigint, get, limited, number, only};
 use crate::domain::key::{Case, Code, DomainId, Key};
 use crate::domain::link::{Entry, Fields, Link, LinkId, Rules, STATUSES};
 use crate::domain::target::Target;
@@ -57,12 +57,16 @@ const LAG: &str =
 
 const BEGIN_GENERATION: &str = "WITH begun AS (
     UPDATE feed SET generation = generation + 1 WHERE generation = $1 RETURNING one
-  ) UPDATE worker_leases SET until_ms = until_ms + $2 WHERE EXISTS (SELECT 1 FROM begun)";
+  ) UPDATE worker_leases SET epoch = epoch + 1000,
+    until_ms = greatest(until_ms, (extract(epoch FROM now()) * 1000)::int8) + $2 WHERE EXISTS (SELECT 1 FROM begun)";
 const CHANGE_TIMELINE: &str = "WITH begun AS (
     UPDATE feed SET timeline = $2, generation = generation + CASE WHEN timeline = '' THEN 0 ELSE 1 END
     WHERE timeline = $1 RETURNING one
-  ) UPDATE worker_leases SET until_ms = until_ms + $3 WHERE $1 <> '' AND EXISTS (SELECT 1 FROM begun)";
-/// The most milliseconds of leases that a store which went back may have forgotten.
+  ) UPDATE worker_leases SET epoch = epoch + 1000,
+    until_ms = greatest(until_ms, (extract(epoch FROM now()) * 1000)::int8) + $3
+    WHERE $1 <> '' AND EXISTS (SELECT 1 FROM begun)";
+/// How far a new generation moves every worker id past what is stored and past the present: leases that were lost with
+/// the last transactions reach no further. Their epochs are fewer than the thousand that every id is moved by.
 const LEASES_LOST_MS: i64 = 120_000;
 
 impl Postgres {
@@ -70,7 +74,8 @@ impl Postgres {
         let (domains, codes) = columns(keys);
         let params: [Param<'_>; 2] = [(&domains, Type::INT4_ARRAY), (&codes, Type::TEXT_ARRAY)];
         let inner = &self.inner;
-        let rows = inner.within(inner.lookup_timeout, &inner.primary, LOOK_UP, &params).await?;
+        let asking = inner.within(inner.lookup_timeout, &inner.primary, LOOK_UP, &params);
+        let rows = limited(inner.lookup_timeout, asking).await?;
         let mut found = vec![Found::Missing; keys.len()];
         for row in &rows {
             let place: usize = number(row, 0)?;
@@ -83,7 +88,8 @@ impl Postgres {
     pub async fn link(&self, key: Key) -> Result<Option<Link>> {
         let (domain, code) = (i32::from(key.domain.0), key.code.to_string());
         let sql = format!("{LINK} WHERE l.domain_id = $1 AND l.code = $2");
-        let rows = self.inner.one(&sql, &[(&domain, Type::INT4), (&code, Type::TEXT)]).await?;
+        let params: [Param<'_>; 2] = [(&domain, Type::INT4), (&code, Type::TEXT)];
+        let rows = self.inner.read(&self.inner.primary, &sql, &params).await?;
         rows.first().map(whole).transpose()
     }
 
@@ -237,7 +243,8 @@ impl Inner {
     /// From the standby, if there is one, it answers and it is not too far behind.
     async fn read_lately(&self, reading: Reading, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
         if let (Reading::Lately, Some(replica)) = (reading, &self.replica) {
-            let lag = self.within(self.lookup_timeout, replica, LAG, &[]).await;
+            let asking = self.within(self.lookup_timeout, replica, LAG, &[]);
+            let lag = limited(self.lookup_timeout, asking).await;
             let lag: Option<f64> = lag.and_then(|rows| get(only(&rows)?, 0)).unwrap_or_default();
             if lag.is_some_and(|lag| lag <= self.replica_max_lag.as_secs_f64())
                 && let Ok(rows) = self.read(replica, sql, params).await

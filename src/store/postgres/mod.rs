@@ -4,10 +4,10 @@
 //! Never: connects before it is asked; waits for us inside of a transaction (each is sent whole, so that an instance that
 //! freezes holds no lock); asks the server for types; leaves something in a session (no `SET`, no `LISTEN`, no session lock,
 //! and with `statements = "unnamed"` no named statement), so that a pooler may give each transaction another connection.
-//! At its limit: every call ends after `statement_timeout` (look-ups: `lookup_timeout`) as [`Error::Unavailable`], and its
-//! connection with it; reads leave half of the pool to look-ups and writes; creates wait in a bounded queue.
+//! At its limit: every call ends `statement_timeout` after it got a connection as [`Error::Unavailable`] (look-ups: after
+//! `lookup_timeout` in all), and its connection with it; transactions leave half of the pool to look-ups and polls; creates wait in a bounded queue.
 //!
-//! Links change in one way only, see [`Inner::write`]: lock the row of the feed, change, give versions from that row, update
+//! Links change in one way only, see `Inner::write`: lock the row of the feed, change, give versions from that row, update
 //! it, commit. The order of commits is the order of versions, and no version is left out.
 
 mod connect;
@@ -80,8 +80,8 @@ struct Inner {
     begin: String,
     statement_timeout: Duration,
     lookup_timeout: Duration,
-    /// Reads that are neither look-ups nor polls: half of the pool.
-    reading: Semaphore,
+    /// Transactions at once, half of the pool: while all of them wait for a lock, look-ups find connections.
+    beside: Semaphore,
     /// The server has not refused to show its timeline.
     shows_timeline: AtomicBool,
 }
@@ -146,7 +146,7 @@ impl Postgres {
             ),
             statement_timeout: settings.statement_timeout,
             lookup_timeout: settings.lookup_timeout,
-            reading: Semaphore::new((settings.pool / 2).max(1)),
+            beside: Semaphore::new((settings.pool / 2).max(1)),
             shows_timeline: AtomicBool::new(true),
         };
         Ok(Self { inner: Arc::new(inner), writes: Arc::default() })
@@ -185,8 +185,8 @@ impl Inner {
     }
 
     async fn within(&self, limit: Duration, pool: &Pool, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        let session = self.session(pool).await?;
         limited(limit, async {
-            let session = self.session(pool).await?;
             let asked = async { session.query(session.prepare(sql, params).await?.as_ref(), sql, params).await };
             let answer = asked.await;
             session.end(answer.as_ref().err());
@@ -195,12 +195,8 @@ impl Inner {
         .await
     }
 
-    /// A reading that may be long: limited by the server too, and by what look-ups leave.
+    /// A reading that may be long: limited by the server too, and to what look-ups leave.
     async fn read(&self, pool: &Pool, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
-        let reading = limited(self.statement_timeout, async {
-            self.reading.acquire().await.map_err(|_| Error::Broken("it is closed".into()))
-        });
-        let _reading = reading.await?;
         let mut answers = self.transaction(pool, &[(sql, params)]).await?;
         Ok(answers.pop().unwrap_or_default())
     }
@@ -230,7 +226,9 @@ impl Inner {
 
     /// Everything in one flight: `BEGIN`, the queries, `COMMIT`, without waiting for an answer in between.
     async fn transaction(&self, pool: &Pool, queries: &[Query<'_>]) -> std::result::Result<Vec<Vec<Row>>, Failed> {
-        let session = limited(self.statement_timeout, self.session(pool)).await.map_err(Failed::unsent)?;
+        let beside = async { self.beside.acquire().await.map_err(|_| Error::Broken("it is closed".into())) };
+        let _beside = limited(self.statement_timeout, beside).await.map_err(Failed::unsent)?;
+        let session = self.session(pool).await.map_err(Failed::unsent)?;
         // Before it begins: to prepare one inside of it would let it wait for us.
         let preparing = async {
             let mut statements = Vec::with_capacity(queries.len());
@@ -268,6 +266,7 @@ impl Inner {
         Err(failed)
     }
 
+    /// Waits as long as the pool lets it: `pool_timeout`, and `connect_timeout` for each host.
     async fn session(&self, pool: &Pool) -> Result<Session> {
         let object = pool.get().await.map_err(|error| explain_pool(&error))?;
         Ok(Session { object: Held(Some(object)), statements: self.statements })

@@ -20,7 +20,8 @@ const TO: &str = "moved.to";
 const DONE: &str = "moved.done";
 
 const STATE: &str = "SELECT (SELECT value FROM settings WHERE name = 'moved.from'),
-    (SELECT value FROM settings WHERE name = 'moved.to'), EXISTS (SELECT 1 FROM links)";
+    (SELECT value FROM settings WHERE name = 'moved.to'), EXISTS (SELECT 1 FROM links),
+    EXISTS (SELECT 1 FROM settings WHERE name = 'moved.done')";
 
 const ADOPT: &str = "WITH adopted AS (
     INSERT INTO links (id, domain_id, code, target_url, target_written, status, cache_control, title, note, starts_at,
@@ -65,6 +66,7 @@ struct State {
     from: Option<String>,
     to: u64,
     has_links: bool,
+    is_done: bool,
 }
 
 impl Postgres {
@@ -124,7 +126,7 @@ impl Postgres {
         Ok(LinkId(self.moved().await?.to))
     }
 
-    pub async fn adopt_rest(&self, rest: &Rest, done: bool) -> Result<LinkId> {
+    pub async fn adopt_rest(&self, rest: &Rest, done: bool) -> Result<(LinkId, bool)> {
         let state = self.moved().await?;
         match &state.from {
             Some(from) if *from != rest.store_id => {
@@ -198,7 +200,7 @@ impl Postgres {
                 "the domain {host:?} has another number here: move into an empty database"
             )));
         }
-        Ok(LinkId(self.moved().await?.to))
+        Ok((LinkId(self.moved().await?.to), state.is_done))
     }
 
     async fn moved(&self) -> Result<State> {
@@ -212,7 +214,7 @@ impl Postgres {
                 .map_err(|error| Error::Broken(format!("the mark of a move: {error}")))
         };
         let to = text(1)?.unwrap_or_default();
-        Ok(State { from: text(0)?, to: to.parse().unwrap_or(0), has_links: get(row, 2)? })
+        Ok(State { from: text(0)?, to: to.parse().unwrap_or(0), has_links: get(row, 2)?, is_done: get(row, 3)? })
     }
 }
 

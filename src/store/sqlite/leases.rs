@@ -20,13 +20,14 @@ pub fn begin_generation(tx: &mut Writing<'_>, seen: u64) -> Result<u64> {
     let begun =
         tx.db.prepare_cached("UPDATE feed SET generation = generation + 1 WHERE generation = ?1")?.execute([seen])?;
     if begun == 1 {
-        // Ids without a row as well: theirs may be among what was lost. The epoch ends what is held of each.
+        // Ids without a row as well: theirs may be among what was lost. The epoch ends what is held of each, also
+        // of leases that followed on the one that is known.
         tx.db
             .prepare_cached(
                 "WITH RECURSIVE ids (id) AS (SELECT 0 UNION ALL SELECT id + 1 FROM ids WHERE id + 1 < ?1)
                  INSERT INTO worker_leases (worker_id, epoch, holder, until_ms, expires_at)
                    SELECT id, 1, '', ?2 + ?3, 0 FROM ids WHERE true
-                 ON CONFLICT (worker_id) DO UPDATE SET epoch = epoch + 1, until_ms = max(until_ms, ?2) + ?3",
+                 ON CONFLICT (worker_id) DO UPDATE SET epoch = epoch + 1000, until_ms = max(until_ms, ?2) + ?3",
             )?
             .execute(params![WORKERS, time::now().0, LOST_MS])?;
     }
@@ -154,11 +155,12 @@ mod tests {
         let db = fresh();
         let far = 1 << 50;
         let held = check(lease(&db, "a", Some(3), far, LONG_MS), 3, 1, far, far + LONG_MS);
-        assert_eq!(write(&db, 0, |tx| begin_generation(tx, 0)), 1);
-        assert_eq!(write(&db, 0, |tx| begin_generation(tx, 0)), 1, "somebody else was faster");
+        let generation: u64 = db.query_row("SELECT generation FROM feed", [], |row| row.get(0)).unwrap();
+        assert_eq!(write(&db, 0, |tx| begin_generation(tx, generation)), generation + 1);
+        assert_eq!(write(&db, 0, |tx| begin_generation(tx, generation)), generation + 1, "somebody else was faster");
         assert_eq!(write(&db, 0, |tx| renew_worker(tx, &held, far, 1)), None);
         let from_ms = far + LONG_MS + LOST_MS + 1;
-        check(lease(&db, "a", Some(3), far, 0), 3, 3, from_ms, from_ms);
+        check(lease(&db, "a", Some(3), far, 0), 3, 1002, from_ms, from_ms);
         // One that the store has never heard of may have been leased in what was lost.
         let unknown = lease(&db, "b", Some(900), 0, 0).unwrap();
         assert!(unknown.from_ms > LOST_MS, "{unknown:?}");

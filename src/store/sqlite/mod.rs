@@ -419,12 +419,13 @@ mod tests {
         let applied: Vec<u32> = migrate(&path).unwrap().iter().map(|migration| migration.number).collect();
         assert_eq!((applied, migrate(&path).unwrap().len()), (vec![2], 0));
         let store = Store::Sqlite(Sqlite::open(&path).unwrap());
-        assert_eq!(store.position().await.unwrap(), Position { version: 2, generation: 0, asked: 0 });
+        let generation = store.position().await.unwrap().generation;
+        assert_eq!(store.position().await.unwrap(), Position { version: 2, generation, asked: 0 });
         assert_eq!(store.link(key("b")).await.unwrap().map(|link| link.id), Some(LinkId(2)));
         assert_eq!(store.insert(vec![new(3, "c", &[], 0)], UnixMillis(9)).await.unwrap(), [Inserted::Created]);
         assert_eq!(store.rest().await.unwrap().store_id.len(), 32);
-        assert_eq!(store.begin_generation(0).await.unwrap(), 1);
-        assert_eq!(store.position().await.unwrap(), Position { version: 3, generation: 1, asked: 0 });
+        assert_eq!(store.begin_generation(generation).await.unwrap(), generation + 1);
+        assert_eq!(store.position().await.unwrap(), Position { version: 3, generation: generation + 1, asked: 0 });
     }
 
     #[test]

@@ -1,0 +1,60 @@
+//! Write-through: what was just created is in Redis before another instance is asked for it.
+//!
+//! In: keys that were created a moment ago. Out: their links in Redis.
+//! Never: holds up the create; writes what it has not read from the store, with where the feed stood before: thus
+//! a link that somebody else edits at the same moment is never there as it was created.
+//! At its limit: [`WAITING_MAX`] keys wait; a further one is left to whoever asks for it first.
+
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, mpsc};
+
+use super::Memory;
+use super::tier::Remote;
+use crate::domain::key::Key;
+use crate::store::Store;
+use crate::store::row::Found;
+
+const WAITING_MAX: usize = 4096;
+/// Keys of one read.
+const CHUNK_MAX: usize = 64;
+
+/// Where creates are told.
+#[derive(Clone, Debug)]
+pub struct Through(mpsc::Sender<Key>);
+
+impl Through {
+    /// Starts the task that writes. `lookups` is what visitors' look-ups take from, `lookups_max` its size.
+    #[must_use]
+    pub fn start(
+        memory: Arc<Memory>,
+        store: Store,
+        remote: Remote,
+        lookups: Arc<Semaphore>,
+        lookups_max: usize,
+    ) -> (Self, impl Future<Output = ()>) {
+        let (sender, mut created) = mpsc::channel(WAITING_MAX);
+        let run = async move {
+            let mut keys = Vec::new();
+            while created.recv_many(&mut keys, (lookups_max / 4).clamp(1, CHUNK_MAX)).await > 0 {
+                let _share = lookups.acquire_many(keys.len() as u32).await;
+                let as_of = memory.feed.now().stored;
+                // A store that fails now is noticed by those who need it.
+                if let Ok(found) = store.look_up(keys.clone()).await {
+                    for (key, found) in keys.iter().zip(found) {
+                        if let Found::Entry(entry) = found {
+                            remote.put(key, &entry, as_of);
+                        }
+                    }
+                }
+                keys.clear();
+            }
+        };
+        (Self(sender), run)
+    }
+
+    /// A link was created.
+    pub fn created(&self, key: Key) {
+        let _ = self.0.try_send(key);
+    }
+}
