@@ -130,6 +130,12 @@ impl Instance {
         std::iter::once(("store", self.parts.breaker.state())).chain(redis)
     }
 
+    /// How often each dependency's breaker opened.
+    pub fn opened(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let redis = self.parts.redis.as_ref().map(|redis| ("redis", redis.figures().opened));
+        std::iter::once(("store", self.parts.breaker.opened())).chain(redis)
+    }
+
     /// Whether asking the store is of no use now: it is left alone, or did not answer a moment ago.
     #[must_use]
     pub fn store_is_away(&self) -> bool {
