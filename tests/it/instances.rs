@@ -249,9 +249,9 @@ fn an_old_value_in_redis_is_never_served() {
     assert!(from_redis >= (codes.len() / 2) as f64, "{from_redis} of {} came from Redis", codes.len());
 }
 
-/// Two deployments that a person forgot to give prefixes of their own.
+/// Two deployments that a person forgot to give prefixes of their own, or the second life of a database.
 #[test]
-fn a_value_of_another_generation_is_never_served() {
+fn a_value_of_another_store_is_never_served() {
     let redis = Redis::start();
     let [one, other] = [(); 2].map(|()| Deployment::new(Way::Straight, &redis_section(&redis)));
     // Positions of the first are ahead of the other's.
@@ -259,8 +259,6 @@ fn a_value_of_another_generation_is_never_served() {
     (0..20).for_each(|number| store.add(&format!("more-{number}"), &target(9), |_| {}));
     store.add("code", &target(1), |_| {});
     other.store().add("code", &target(2), |_| {});
-    // As if it had been put back from a backup.
-    one.database.sql("UPDATE feed SET generation = 7");
     let server = one.instance("one");
     eventually(LIMIT, "its value is in Redis", || {
         assert_eq!(get(&mut server.connect(), "code"), leads(1));

@@ -20,6 +20,8 @@ use crate::support::eventually;
 const LIMIT: Duration = Duration::from_secs(20);
 /// Of a command; ample, so that a busy machine fails no test.
 const TIMEOUT: Duration = Duration::from_secs(1);
+/// So much earlier than at a time-out one gives up, since timers are late.
+const TIMER: Duration = Duration::from_millis(2);
 const FAILURES: u32 = 3;
 const RECOVERY: Duration = Duration::from_millis(300);
 const LOOPBACK: &str = "127.0.0.1";
@@ -222,7 +224,7 @@ fn a_frozen_server_costs_each_call_its_time_out_and_then_nothing() {
         assert_eq!(client.get(&["t:a", "t:b"]), None);
         let took = begun.elapsed();
         // What is beyond is the scheduler's: the machine may be busy.
-        assert!(took >= timeout && took < timeout + Duration::from_millis(200), "call {n} took {took:?}");
+        assert!(took >= timeout - TIMER && took < timeout + Duration::from_millis(200), "call {n} took {took:?}");
     }
     assert_eq!(client.redis.figures().state, State::Open);
     let opened = time::monotonic();
