@@ -159,7 +159,7 @@ impl Process {
         let mut edits: Vec<(u64, u64)> =
             edits.map(|(version, number, _)| (memory.hash(&key(*number)), *version)).collect();
         let cut = edits.len().saturating_sub(REMEMBERED);
-        let since = edits.drain(..cut).last().map_or(0, |(_, version)| version);
+        let since = edits.drain(..cut).next_back().map_or(0, |(_, version)| version);
         memory.feed.remember(edits.into_iter(), since, memory.feed.now());
         Self { memory, start, polled: Default::default(), noted: at.position }
     }

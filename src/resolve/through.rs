@@ -25,7 +25,6 @@ pub struct Through(mpsc::Sender<Key>);
 
 impl Through {
     /// Starts the task that writes. `lookups` is what visitors' look-ups take from, `lookups_max` its size.
-    #[must_use]
     pub fn start(
         memory: Arc<Memory>,
         store: Store,
