@@ -91,7 +91,7 @@ fn print(what: &str, figures: &[(&str, &Latencies)]) {
 /// How late a timer of [`SLOWER_MAX`] goes off: that is the machine's, which does other things, too.
 fn lateness() -> Duration {
     let begun = time::monotonic();
-    let (_sender, nothing) = std::sync::mpsc::channel::<()>();
+    let (_sender, nothing) = std::sync::mpsc::sync_channel::<()>(0);
     assert!(nothing.recv_timeout(SLOWER_MAX).is_err());
     time::monotonic().duration_since(begun).saturating_sub(SLOWER_MAX)
 }
