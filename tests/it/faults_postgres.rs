@@ -461,7 +461,7 @@ fn while_it_lasts(server: &Server, in_redis: &[String], goes: Goes, longest: &mu
 /// Each change of the store is one line: away, and there; left alone, and asked again.
 fn each_change_is_said_once(log: &[String]) {
     for (away, there) in
-        [("the store does not answer", "the store answers again"), ("it is left alone for a while", "it answers again")]
+        [("the store does not answer", "the store answers again"), ("its breaker is open", "its breaker is closed")]
     {
         let said: Vec<bool> = log
             .iter()
