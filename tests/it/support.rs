@@ -515,6 +515,16 @@ impl Direct {
         self.runtime.block_on(question).unwrap()
     }
 
+    /// Runs what needs the store itself.
+    pub(crate) fn check<'a, F: Future<Output = ()>>(&'a self, check: impl FnOnce(&'a Store) -> F) {
+        self.runtime.block_on(check(&self.store));
+    }
+
+    /// Takes a worker id, for no time at all; false while somebody has it.
+    pub(crate) fn takes_worker(&self, id: u16) -> bool {
+        self.ask(self.store.lease_worker("another".to_owned(), Some(id), 0, 0)).is_some()
+    }
+
     pub(crate) fn fields(target: &str) -> Fields {
         Fields::new(target.to_owned(), Target::new(target).unwrap())
     }
