@@ -98,7 +98,6 @@ pub struct Figures {
 
 enum Write {
     Set { key: Vec<u8>, value: Vec<u8> },
-    Delete { key: Vec<u8> },
     Publish { message: Vec<u8> },
 }
 
@@ -191,13 +190,6 @@ impl Redis {
             } else {
                 self.write(Write::Set { key, value });
             }
-        }
-    }
-
-    /// Deletes keys soon. Nobody learns whether it worked.
-    pub fn delete_many(&self, keys: Vec<Vec<u8>>) {
-        for key in keys {
-            self.write(Write::Delete { key });
         }
     }
 
@@ -315,8 +307,9 @@ impl Link {
         let failures = || answers.iter().filter_map(|answer| answer.as_ref().err()).filter(|error| !is_answer(error));
         let failed = failures().count();
         let timeouts = failures().filter(|error| error.is_timeout()).count();
+        let refused = answers.iter().filter(|answer| answer.as_ref().is_err_and(is_refusal)).count();
         count(&self.counters.timeouts, timeouts as u64);
-        count(&self.counters.errors, (failed - timeouts) as u64);
+        count(&self.counters.errors, (failed - timeouts + refused) as u64);
         let answered = failed < answers.len();
         self.breaker.note(failures().next().filter(|_| !answered).map_or(Ok(()), Err), monotonic());
         answered.then_some(answers)
@@ -327,7 +320,7 @@ impl Link {
             Ok(Value::BulkString(bytes)) if bytes.is_empty() => (&self.counters.misses, None),
             Ok(Value::BulkString(bytes)) if bytes.len() <= VALUE_BYTES_MAX => (&self.counters.hits, Some(bytes)),
             Ok(_) => (&self.counters.garbage, None),
-            Err(error) if is_answer(&error) => (&self.counters.garbage, None),
+            Err(error) if is_answer(&error) && !is_refusal(&error) => (&self.counters.garbage, None),
             // It was counted as an error or a time-out.
             Err(_) => return None,
         };
@@ -343,11 +336,6 @@ impl Link {
                 let ttl_ms = ttl_ms - rand::random_range(0..=ttl_ms / 10);
                 let mut command = cmd("SET");
                 command.arg(&key).arg(value).arg("PX").arg(ttl_ms);
-                (slot(&key), command)
-            }
-            Write::Delete { key } => {
-                let mut command = cmd("DEL");
-                command.arg(&key);
                 (slot(&key), command)
             }
             Write::Publish { message } => {
@@ -399,7 +387,12 @@ async fn write(link: Arc<Link>, mut waiting: mpsc::Receiver<Write>) {
 
 /// Whether an error says that the server works: it speaks of the key, or of what is no fault of the connection.
 fn is_answer(error: &RedisError) -> bool {
-    matches!(error.code(), Some("WRONGTYPE" | "NOSCRIPT" | "OOM"))
+    is_refusal(error) || matches!(error.code(), Some("WRONGTYPE" | "NOSCRIPT"))
+}
+
+/// Whether it works and will not do this: it has no room, cannot write its snapshot, or its ACL forbids it.
+fn is_refusal(error: &RedisError) -> bool {
+    matches!(error.code(), Some("OOM" | "MISCONF" | "NOPERM"))
 }
 
 fn count(counter: &AtomicU64, by: u64) {

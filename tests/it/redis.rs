@@ -178,13 +178,12 @@ fn check(settings: &config::Redis) {
     client.wait_until_it_answers();
     client.wait_until_it_keeps("t:a", "one");
     let mut hints = client.hints().unwrap();
-    client.redis.set_many(vec![("t:b".into(), "two".into()), ("t:c".into(), vec![0, 255])]);
-    client.redis.delete_many(vec!["t:c".into()]);
+    client.redis.set_many(vec![("t:b".into(), "two".into())]);
     client.redis.publish(b"7".to_vec());
     client.hint(&mut hints).unwrap();
     // The hint came behind the writes.
-    let want = ["two", "", "one", "", "two"].map(|value| (!value.is_empty()).then(|| value.to_owned()));
-    assert_eq!(client.get(&["t:b", "t:none", "t:a", "t:c", "t:b"]), Some(want.to_vec()));
+    let want = ["two", "", "one", "two"].map(|value| (!value.is_empty()).then(|| value.to_owned()));
+    assert_eq!(client.get(&["t:b", "t:none", "t:a", "t:b"]), Some(want.to_vec()));
     let limiter = Limiter::new(1, Some(3), 10);
     let ann = Caller::V4(1);
     assert_eq!([(); 4].map(|()| remaining(client.limit(&limiter, ann))), [Some(2), Some(1), Some(0), None]);
