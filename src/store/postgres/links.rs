@@ -87,8 +87,9 @@ impl Postgres {
         let (domain, code) = (i32::from(key.domain.0), key.code.to_string());
         let sql = format!("{LINK} WHERE l.domain_id = $1 AND l.code = $2");
         let params: [Param<'_>; 2] = [(&domain, Type::INT4), (&code, Type::TEXT)];
-        let rows = self.inner.one(&sql, &params).await?;
-        rows.first().map(whole).transpose()
+        // Among the transactions, but not the readers: edits that read all at once would lose to each other.
+        let answers = self.inner.transaction(&[(&sql, &params)]).await?;
+        answers[0].first().map(whole).transpose()
     }
 
     pub async fn page(
