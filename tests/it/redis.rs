@@ -307,6 +307,24 @@ fn garbage_is_a_miss_of_its_key_alone() {
     assert!((530_000..=600_000).contains(&ttl), "{ttl} ms");
 }
 
+/// A server that refuses is not away: each refusal is an error that is counted.
+#[test]
+fn refusals_are_answers() {
+    let server = Server::start(&[]);
+    let client = Client::of(&server.url());
+    client.wait_until_it_keeps("t:a", "one");
+    server.cli(&["acl", "setuser", "default", "-getrange"]);
+    let before = client.redis.figures();
+    for _ in 0..2 * FAILURES {
+        assert_eq!(client.get(&["t:a", "t:b"]), Some(vec![None, None]));
+    }
+    let after = client.redis.figures();
+    assert_eq!((after.errors - before.errors, after.opened - before.opened), (u64::from(4 * FAILURES), 0));
+    assert_eq!(after.garbage, before.garbage);
+    server.cli(&["acl", "setuser", "default", "+getrange"]);
+    assert_eq!(client.get(&["t:a"]), Some(vec![Some("one".to_owned())]));
+}
+
 #[test]
 fn a_frozen_server_costs_each_call_its_time_out_and_then_nothing() {
     let timeout = Duration::from_millis(50);

@@ -339,7 +339,7 @@ impl Drop for Held {
         let Some(object) = self.object.take() else { return };
         let client = Object::take(object);
         // A server that waits for a lock does not see that we are gone: its processes would pile up until it takes no
-        // more connections. A pooler passes the request on as long as our connection to it is open.
+        // more connections.
         if let Ok(runtime) = tokio::runtime::Handle::try_current()
             && !client.is_closed()
         {
