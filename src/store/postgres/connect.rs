@@ -73,17 +73,10 @@ impl fmt::Debug for Canceller {
 }
 
 impl Canceller {
-    /// On a connection of its own. Ends when the server has nothing to do for `client` any more, or after a time; nobody
-    /// learns which.
+    /// On a connection of its own. Nobody learns whether it was heard.
     pub(super) async fn cancel(&self, client: &tokio_postgres::Client) {
         let token = client.cancel_token();
-        let cancelled = async {
-            token.cancel_query(self.tls.clone()).await?;
-            // Its answer comes behind those of what was sent before. A pooler may see the end of our connection before
-            // the request, and knows by then no more what it is to cancel.
-            client.batch_execute("").await
-        };
-        let _ = tokio::time::timeout(self.timeout, cancelled).await;
+        let _ = tokio::time::timeout(self.timeout, token.cancel_query(self.tls.clone())).await;
     }
 }
 

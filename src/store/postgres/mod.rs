@@ -5,8 +5,8 @@
 //! freezes holds no lock); asks the server for types; leaves something in a session (no `SET`, no `LISTEN`, no session lock,
 //! and with `statements = "unnamed"` no named statement), so that a pooler may give each transaction another connection.
 //! At its limit: every statement or transaction ends `statement_timeout` after it got a connection as
-//! [`Error::Unavailable`] (look-ups: after `lookup_timeout` in all), its connection is closed and the server asked to
-//! cancel it. A call may be several of them, and each waits for a connection and for room before. Transactions leave half
+//! [`Error::Unavailable`] (look-ups: after `lookup_timeout` in all), its connection is closed, and the server ends it
+//! too: because it is asked to cancel it, or by the time-out of its transaction. A call may be several of them, and each waits for a connection and for room before. Transactions leave half
 //! of the pool to look-ups and polls, and listings half of that to what writes; creates and visits wait in a bounded queue,
 //! for as long as `insert` says. What ended by its time may have been written all the same, or be written a moment later:
 //! where it can be told it is asked for, else the error says so.
@@ -83,7 +83,9 @@ struct Inner {
     /// For what needs a session; none where there is no way past a pooler.
     direct: Option<Connector>,
     statements: Statements,
-    canceller: Canceller,
+    /// None behind a pooler: PgBouncer forgets a request whose connection ends before it is passed on, as the driver ends
+    /// it (measured with 1.18).
+    canceller: Option<Canceller>,
     /// Begins a transaction and limits what the server does for it when we are gone.
     begin: String,
     statement_timeout: Duration,
@@ -153,7 +155,7 @@ impl Postgres {
             replica_max_lag: settings.replica_max_lag,
             direct,
             statements: settings.statements,
-            canceller: primary.canceller(),
+            canceller: (settings.statements == Statements::Prepared).then(|| primary.canceller()),
             begin: format!(
                 "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = {limit_ms}; \
                  SET LOCAL lock_timeout = {limit_ms}; SET LOCAL idle_in_transaction_session_timeout = {limit_ms}; {BEGUN}"
@@ -196,12 +198,16 @@ impl Postgres {
 }
 
 impl Inner {
-    /// One statement without a transaction around it: what reads little or writes one row. On the primary.
+    /// One statement, without a transaction around it if the server can be told to end it: what reads little or writes one row. On the primary.
     async fn one(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
         self.within(self.statement_timeout, &self.primary, sql, params).await
     }
 
     async fn within(&self, limit: Duration, pool: &Pool, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        if self.canceller.is_none() {
+            // The server's own limit is set by a transaction, which costs no round trip.
+            return Ok(self.flight(pool, &[(sql, params)]).await?.pop().unwrap_or_default());
+        }
         let session = self.session(pool).await?;
         limited(limit, async {
             let asked = async { session.query(session.prepare(sql, params).await?.as_ref(), sql, params).await };
@@ -323,7 +329,7 @@ struct Session {
 
 struct Held {
     object: Option<Object>,
-    canceller: Canceller,
+    canceller: Option<Canceller>,
 }
 
 impl std::ops::Deref for Held {
@@ -340,10 +346,9 @@ impl Drop for Held {
         let client = Object::take(object);
         // A server that waits for a lock does not see that we are gone: its processes would pile up until it takes no
         // more connections.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current()
+        if let (Some(canceller), Ok(runtime)) = (self.canceller.take(), tokio::runtime::Handle::try_current())
             && !client.is_closed()
         {
-            let canceller = self.canceller.clone();
             runtime.spawn(async move { canceller.cancel(&client).await });
         }
     }
