@@ -70,9 +70,15 @@ pub struct Api {
 }
 
 impl Api {
-    /// A link was created by this process: it shows here when this returns, and soon everywhere.
-    pub async fn created(&self, key: Key) {
-        self.follower.catch_up().await;
+    /// A link was created by this process: it shows here when this returns, and soon everywhere. `is_new`: no link ever
+    /// had its code; of one that was deleted memory may know, and forgets by way of the feed.
+    pub async fn created(&self, key: Key, is_new: bool) {
+        if is_new {
+            self.instance.memory().created(&key);
+            self.follower.hint();
+        } else {
+            self.follower.catch_up().await;
+        }
         if let Some(through) = &self.through {
             through.created(key);
         }

@@ -63,6 +63,7 @@ pub async fn shorten(
         let host = host.as_ref().and_then(url::Url::host_str).unwrap_or("");
         tracing::info!(host, "a link's host looks like another one");
     }
+    let is_new = checked.code.is_none();
     let (key, _) = api.links()?.create(checked, now).await.map_err(|error| match error {
         NotMade::Taken => Problem {
             errors: vec![FieldError {
@@ -75,7 +76,7 @@ pub async fn shorten(
         NotMade::Full | NotMade::NumbersUsedUp | NotMade::NoWorkerId => Problem::new(503, error.to_string()),
         NotMade::Store(error) => Problem::of_store(&error),
     })?;
-    api.created(key).await;
+    api.created(key, is_new).await;
     let code = key.code.to_string();
     let short_url = format!("{}/{code}", api.base_url);
     let mut headers: HeaderMap = limit_headers(&limit);

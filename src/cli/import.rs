@@ -238,6 +238,7 @@ impl Run<'_> {
         match (outcome, self.on_conflict) {
             (Inserted::Created, _) => self.counts.imported += 1,
             (Inserted::Updated, _) => self.counts.updated += 1,
+            (Inserted::Failed(why), _) => self.refuse(line, &[format!("{why}: import the line again")]),
             (Inserted::Taken, Conflict::Skip) => self.counts.skipped += 1,
             (Inserted::Taken, Conflict::Fail | Conflict::Update) => {
                 let code = code.map_or_else(String::new, |code| code.to_string());

@@ -362,8 +362,9 @@ impl Links {
         for draw in 0..DRAWS_MAX {
             let new = self.new_link(checked.clone(), OnConflict::Take, now).await?;
             let made = (new.key, new.id);
-            match self.store.insert(vec![new], now).await?.first() {
+            match self.store.insert(vec![new], now).await?.pop() {
                 Some(Inserted::Created | Inserted::Updated) => return Ok(made),
+                Some(Inserted::Failed(why)) => return Err(store::Error::Unavailable(why).into()),
                 _ if custom => return Err(NotMade::Taken),
                 _ => self.count_redraw(draw),
             }
@@ -378,8 +379,9 @@ impl Links {
         }
     }
 
-    /// Makes many links in one transaction; the outcomes stand in the order of `all`. `on_conflict` is for codes that were
-    /// given: a generated one never takes the place of another link, nor of a deleted one.
+    /// Makes many links; the outcomes stand in the order of `all`. They are not one transaction: an error means that none
+    /// is known to be made, what fails after that is the outcome of its link. `on_conflict` is for codes that were given: a
+    /// generated one never takes the place of another link, nor of a deleted one.
     pub async fn import(
         &self,
         all: Vec<Checked>,
@@ -389,12 +391,10 @@ impl Links {
         let mut outcomes = vec![Inserted::Taken; all.len()];
         let mut left: Vec<(usize, Checked)> = all.into_iter().enumerate().collect();
         for draw in 0..DRAWS_MAX {
-            let mut rows = Vec::with_capacity(left.len());
-            self.lease_ids(left.len() as u64).await?;
-            for (_, checked) in &left {
-                rows.push(self.new_link(checked.clone(), on_conflict, now).await?);
-            }
-            let inserted = self.store.insert(rows, now).await?;
+            let inserted = match self.insert(&left, on_conflict, now).await {
+                Ok(inserted) => inserted,
+                Err(error) => return partly(outcomes, &left, error),
+            };
             let mut again = Vec::new();
             for ((index, checked), outcome) in left.into_iter().zip(inserted) {
                 if outcome == Inserted::Taken && checked.code.is_none() {
@@ -409,7 +409,21 @@ impl Links {
             self.count_redraw(draw);
             left = again;
         }
-        Err(NotMade::Full)
+        partly(outcomes, &left, NotMade::Full)
+    }
+
+    async fn insert(
+        &self,
+        all: &[(usize, Checked)],
+        on_conflict: OnConflict,
+        now: UnixMillis,
+    ) -> Result<Vec<Inserted>, NotMade> {
+        self.lease_ids(all.len() as u64).await?;
+        let mut rows = Vec::with_capacity(all.len());
+        for (_, checked) in all {
+            rows.push(self.new_link(checked.clone(), on_conflict, now).await?);
+        }
+        Ok(self.store.insert(rows, now).await?)
     }
 
     async fn new_link(&self, checked: Checked, given: OnConflict, now: UnixMillis) -> Result<NewLink, NotMade> {
@@ -493,6 +507,17 @@ impl Links {
             leased.numbers = first..first + LEASE;
         }
     }
+}
+
+/// What is said of `left` when it failed: to try all of a call again would make those that were made a second time.
+fn partly(mut outcomes: Vec<Inserted>, left: &[(usize, Checked)], error: NotMade) -> Result<Vec<Inserted>, NotMade> {
+    if left.len() == outcomes.len() {
+        return Err(error);
+    }
+    for (index, _) in left {
+        outcomes[*index] = Inserted::Failed(error.to_string());
+    }
+    Ok(outcomes)
 }
 
 fn bad(field: &'static str, code: &'static str, detail: String) -> BadField {

@@ -3,8 +3,9 @@
 //! In: commands of one key each. Out: their answers, in one round trip to each node that has some of the keys.
 //! Never: follows a MOVED or an ASK: the key is a miss once, and the map of slots is read anew in the background. (The
 //! client's own cluster connection follows them, and holds back the keys of all nodes meanwhile: measured, four fifths
-//! of a thousand keys were not answered within a second while 300 slots moved.) Never lets one node's silence cost the
-//! keys of another.
+//! of a thousand keys were not answered within a second while 300 slots moved.) Never makes a failure of one
+//! node's silence for the keys of another; but all of a call are answered together, so that a silent node holds them back
+//! up to the deadline, until it has been silent as often as the breaker allows: then its keys fail at once.
 //! At its limit: the map is read at most each [`REFRESH_GAP`]; keys of slots that nobody has are failures.
 //!
 //! Redis Cluster specification, sections "Key distribution model" and "MOVED redirection".

@@ -70,7 +70,7 @@ pub(super) struct Sentinels {
 /// One connection, and the task that keeps it. The task ends with the line.
 pub(super) struct Line {
     state: watch::Receiver<State>,
-    lost: mpsc::Sender<u64>,
+    lost: mpsc::Sender<Loss>,
     /// Runs in a row that nothing answered. After `failures` of them the connection may lead nowhere: the server may
     /// have moved, and nobody has said so.
     silent: AtomicU32,
@@ -81,10 +81,16 @@ pub(super) struct Line {
 enum State {
     /// The first attempt, or the first one after a loss, is under way.
     Connecting,
-    /// The last attempt has failed.
+    /// The last attempt has failed, or nothing was answered for so long that nobody waits for the first one.
     Away(RedisError),
     /// The number tells it from those before it.
     Up { number: u64, connection: MultiplexedConnection },
+}
+
+/// A connection that is of no use any more.
+struct Loss {
+    number: u64,
+    by_silence: bool,
 }
 
 impl Form {
@@ -259,9 +265,10 @@ impl Line {
             Ok(_) => vec![Err(broken("it answered with another number of values")); count],
             Err(error) => vec![Err(error); count],
         };
-        if silent >= self.failures || answers.iter().any(|answer| answer.as_ref().is_err_and(is_gone)) {
+        let by_silence = silent >= self.failures;
+        if by_silence || answers.iter().any(|answer| answer.as_ref().is_err_and(is_gone)) {
             // When it is full, somebody has just said so.
-            let _ = self.lost.try_send(number);
+            let _ = self.lost.try_send(Loss { number, by_silence });
         }
         answers
     }
@@ -273,7 +280,7 @@ fn is_gone(error: &RedisError) -> bool {
 }
 
 /// Connects, and again each time that `lost` names the present connection, until nobody looks at `state` any more.
-async fn keep(target: Arc<Target>, state: watch::Sender<State>, mut lost: mpsc::Receiver<u64>) {
+async fn keep(target: Arc<Target>, state: watch::Sender<State>, mut lost: mpsc::Receiver<Loss>) {
     let (mut number, mut wait_ms) = (0, WAIT_MIN_MS);
     loop {
         let connected = tokio::select! {
@@ -285,15 +292,15 @@ async fn keep(target: Arc<Target>, state: watch::Sender<State>, mut lost: mpsc::
                 number += 1;
                 wait_ms = WAIT_MIN_MS;
                 state.send_replace(State::Up { number, connection });
-                loop {
+                let loss = loop {
                     match lost.recv().await {
                         None => return,
-                        Some(which) if which == number => break,
+                        Some(loss) if loss.number == number => break loss,
                         // A late word about a connection before this one says nothing.
                         Some(_) => {}
                     }
-                }
-                state.send_replace(State::Connecting);
+                };
+                state.send_replace(if loss.by_silence { State::Away(timed_out()) } else { State::Connecting });
             }
             Err(error) => {
                 state.send_replace(State::Away(error));

@@ -39,6 +39,8 @@ pub const WRITES_MAX: usize = 2048;
 const TIMER: Duration = Duration::from_millis(2);
 /// Writes that share a round trip.
 const WRITES_AT_ONCE: usize = 128;
+/// How often a Redis that is left alone may be asked whether it is back; its breaker lets less through.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// A subscription on which nothing came for so long is asked whether it lives.
 const PING_EVERY: Duration = Duration::from_secs(5);
 
@@ -100,7 +102,6 @@ pub struct Figures {
 
 enum Write {
     Set { key: Vec<u8>, value: Vec<u8> },
-    Delete { key: Vec<u8> },
     Publish { message: Vec<u8> },
 }
 
@@ -193,13 +194,6 @@ impl Redis {
             } else {
                 self.write(Write::Set { key, value });
             }
-        }
-    }
-
-    /// Deletes keys soon. Nobody learns whether it worked.
-    pub fn delete_many(&self, keys: Vec<Vec<u8>>) {
-        for key in keys {
-            self.write(Write::Delete { key });
         }
     }
 
@@ -317,11 +311,23 @@ impl Link {
         let failures = || answers.iter().filter_map(|answer| answer.as_ref().err()).filter(|error| !is_answer(error));
         let failed = failures().count();
         let timeouts = failures().filter(|error| error.is_timeout()).count();
+        let refused = answers.iter().filter(|answer| answer.as_ref().is_err_and(is_refusal)).count();
         count(&self.counters.timeouts, timeouts as u64);
-        count(&self.counters.errors, (failed - timeouts) as u64);
+        count(&self.counters.errors, (failed - timeouts + refused) as u64);
         let answered = failed < answers.len();
         self.breaker.note(failures().next().filter(|_| !answered).map_or(Ok(()), Err), monotonic());
         answered.then_some(answers)
+    }
+
+    /// Asks something while the breaker is open, which lets it through now and then: an instance without misses would not
+    /// find out that Redis is back.
+    async fn probe(&self) {
+        if self.breaker.state() != breaker::State::Closed {
+            let key = format!("{}probe", self.prefix).into_bytes();
+            let mut command = cmd("GETRANGE");
+            command.arg(&key).arg(0).arg(0);
+            let _ = self.ask(vec![(slot(&key), command)], self.deadline()).await;
+        }
     }
 
     fn value(&self, answer: RedisResult<Value>) -> Option<Vec<u8>> {
@@ -329,7 +335,7 @@ impl Link {
             Ok(Value::BulkString(bytes)) if bytes.is_empty() => (&self.counters.misses, None),
             Ok(Value::BulkString(bytes)) if bytes.len() <= VALUE_BYTES_MAX => (&self.counters.hits, Some(bytes)),
             Ok(_) => (&self.counters.garbage, None),
-            Err(error) if is_answer(&error) => (&self.counters.garbage, None),
+            Err(error) if is_answer(&error) && !is_refusal(&error) => (&self.counters.garbage, None),
             // It was counted as an error or a time-out.
             Err(_) => return None,
         };
@@ -345,11 +351,6 @@ impl Link {
                 let ttl_ms = ttl_ms - rand::random_range(0..=ttl_ms / 10);
                 let mut command = cmd("SET");
                 command.arg(&key).arg(value).arg("PX").arg(ttl_ms);
-                (slot(&key), command)
-            }
-            Write::Delete { key } => {
-                let mut command = cmd("DEL");
-                command.arg(&key);
                 (slot(&key), command)
             }
             Write::Publish { message } => {
@@ -390,7 +391,15 @@ async fn listen(pubsub: PubSub, hint: mpsc::Sender<Result<(), Lost>>) {
 /// Sends what is to be written, until the last handle is gone.
 async fn write(link: Arc<Link>, mut waiting: mpsc::Receiver<Write>) {
     let mut writes = Vec::with_capacity(WRITES_AT_ONCE);
-    while waiting.recv_many(&mut writes, WRITES_AT_ONCE).await > 0 {
+    let mut ticks = tokio::time::interval(PROBE_EVERY);
+    loop {
+        tokio::select! {
+            count = waiting.recv_many(&mut writes, WRITES_AT_ONCE) => if count == 0 { return },
+            _ = ticks.tick() => {
+                link.probe().await;
+                continue;
+            }
+        }
         let commands: Vec<_> = writes.drain(..).map(|write| link.command(write)).collect();
         let count_of = commands.len() as u64;
         if link.ask(commands, link.deadline()).await.is_none() {
@@ -401,7 +410,12 @@ async fn write(link: Arc<Link>, mut waiting: mpsc::Receiver<Write>) {
 
 /// Whether an error says that the server works: it speaks of the key, or of what is no fault of the connection.
 fn is_answer(error: &RedisError) -> bool {
-    matches!(error.code(), Some("WRONGTYPE" | "NOSCRIPT" | "OOM"))
+    is_refusal(error) || matches!(error.code(), Some("WRONGTYPE" | "NOSCRIPT"))
+}
+
+/// Whether it works and will not do this: it has no room, cannot write its snapshot, or its ACL forbids it.
+fn is_refusal(error: &RedisError) -> bool {
+    matches!(error.code(), Some("OOM" | "MISCONF" | "NOPERM"))
 }
 
 fn count(counter: &AtomicU64, by: u64) {

@@ -13,7 +13,7 @@
 //! Creations are remembered apart: they make absences wrong, and no link. A million imported links thus push no edit
 //! out of memory, and Redis stays of use.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -44,6 +44,8 @@ struct State {
     edited: VecDeque<(u64, u64)>,
     /// The remembered creations, oldest first.
     created: VecDeque<(u64, u64)>,
+    /// What this process has created and the feed has not told yet.
+    expected: HashSet<u64, ahash::RandomState>,
 }
 
 /// A moment of the feed.
@@ -97,6 +99,7 @@ impl Feed {
         let state = self.lock();
         let floor = match read {
             Read::Link => state.floor,
+            Read::Absence if state.expected.contains(&hash) => return false,
             Read::Absence => state.floor_missing,
         };
         as_of.restarts == state.at.restarts
@@ -109,6 +112,7 @@ impl Feed {
     pub fn note(&self, hash: u64, version: u64, created: bool) {
         let state = &mut *self.lock();
         state.versions.insert(hash, version);
+        state.expected.remove(&hash);
         let recent = if created { &mut state.created } else { &mut state.edited };
         recent.push_back((hash, version));
         while recent.len() > RECENT_MAX
@@ -122,6 +126,12 @@ impl Feed {
                 state.versions.remove(&hash);
             }
         }
+    }
+
+    /// A link was created here that no link preceded: from now on nobody believes that it is missing, though the feed
+    /// tells of it later. Its absence must be removed from memory after this.
+    pub fn expect(&self, hash: u64) {
+        self.lock().expected.insert(hash);
     }
 
     /// Remembers edits that came before the feed was followed, so that links which others read meanwhile (and left in
@@ -188,6 +198,7 @@ impl State {
             versions: HashMap::default(),
             edited: VecDeque::new(),
             created: VecDeque::new(),
+            expected: HashSet::default(),
         }
     }
 }
@@ -220,6 +231,19 @@ mod tests {
         let before = feed.now();
         feed.restart(at(1, 5));
         assert!(!feed.believes(2, before, Read::Link), "everything was forgotten meanwhile");
+    }
+
+    #[test]
+    fn what_was_created_here_is_not_missing() {
+        let feed = Feed::new(at(0, 10));
+        let before = feed.now();
+        feed.expect(1);
+        assert!(!feed.believes(1, before, Read::Absence));
+        assert!(feed.believes(1, before, Read::Link) && feed.believes(2, before, Read::Absence));
+        feed.note(1, 11, true);
+        feed.advance(11);
+        assert!(!feed.believes(1, before, Read::Absence), "the feed has told of it");
+        assert!(feed.believes(1, feed.now(), Read::Absence), "it may have been deleted since");
     }
 
     #[test]

@@ -140,6 +140,13 @@ impl Memory {
         self.shards.insert(hash, key, entry, |key| self.hash(key), || self.feed.believes(hash, as_of, Read::Link))
     }
 
+    /// A link was created here, with a code that no link ever had.
+    pub fn created(&self, key: &Key) {
+        let hash = self.hash(key);
+        self.feed.expect(hash);
+        self.negative.remove(hash, key);
+    }
+
     /// Keeps that there was no link at `as_of`; false if that is not believed.
     #[must_use]
     pub fn keep_missing(&self, hash: u64, key: &Key, as_of: AsOf, now: UnixMillis) -> bool {

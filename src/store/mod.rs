@@ -74,7 +74,8 @@ impl Store {
         }
     }
 
-    /// Inserts links, durably when it returns. The outcomes stand in the order of `links`.
+    /// Inserts links, durably when it returns. The outcomes stand in the order of `links`. An error means that nothing is
+    /// known to be done; what fails after a part was done is [`Inserted::Failed`] (of Postgres alone).
     pub async fn insert(&self, links: Vec<NewLink>, now: UnixMillis) -> Result<Vec<Inserted>> {
         match self {
             Self::Sqlite(sqlite) => sqlite.write(move |tx| sqlite::links::insert(tx, &links, now)).await,

@@ -35,6 +35,8 @@ pub enum Inserted {
     Created,
     Updated,
     Taken,
+    /// It was not made, or nobody knows whether it was, and why; other links of the same call were made.
+    Failed(String),
 }
 
 /// A change of one link.
@@ -44,6 +46,30 @@ pub enum Change {
     Disable,
     Enable,
     Delete,
+}
+
+impl Change {
+    /// Makes the change; returns what the history calls it.
+    pub fn apply(&self, link: &mut Link, now: UnixMillis) -> &'static str {
+        match self {
+            Self::Edit(patch) => {
+                patch.apply(&mut link.fields);
+                "edit"
+            }
+            Self::Disable => {
+                link.disabled_at = link.disabled_at.or(Some(now));
+                "disable"
+            }
+            Self::Enable => {
+                link.disabled_at = None;
+                "enable"
+            }
+            Self::Delete => {
+                link.deleted_at = Some(now);
+                "delete"
+            }
+        }
+    }
 }
 
 /// New values of some fields; `Some(None)` clears one.
@@ -126,6 +152,10 @@ pub struct WorkerLease {
     pub from_ms: u64,
     pub until_ms: u64,
 }
+
+/// How far a new generation moves every worker id past what is stored and past the present, in milliseconds: a day. Leases
+/// that were lost with the last transactions reach no further.
+pub const LEASES_LOST_MS: u64 = 86_400_000;
 
 /// Links that are to be in memory.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

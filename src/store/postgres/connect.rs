@@ -1,7 +1,8 @@
 //! Connections to Postgres: from a URL to a pool, or to one connection of its own.
 //!
 //! In: a URL as libpq reads it. Out: connections, with TLS as its `sslmode` says.
-//! Never: connects when it is only made; waits longer than `postgres.connect_timeout`; keeps a connection much past
+//! Never: connects when it is only made; waits longer than `postgres.connect_timeout` for each host together, or for one
+//! so that the next is not asked; keeps a connection much past
 //! `postgres.max_lifetime`.
 //! At its limit: who finds no connection free waits `postgres.pool_timeout`, then gets an error.
 //!
@@ -12,15 +13,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Pool, PoolConfig, RecyclingMethod, Runtime, Timeouts,
+    Connect, Hook, HookError, Manager, ManagerConfig, Pool, PoolConfig, RecyclingMethod, Runtime, Timeouts,
 };
+use futures_util::future::BoxFuture;
+use rand::seq::SliceRandom;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio::task::JoinHandle;
+use tokio_postgres::Socket;
+use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs};
+use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres_rustls::MakeRustlsConnect;
 use url::form_urlencoded;
 
@@ -40,15 +46,37 @@ const LIFETIME_JITTER_PERMILLE: u64 = 200;
 /// How to reach one server.
 #[derive(Clone)]
 pub(super) struct Connector {
-    config: tokio_postgres::Config,
+    /// One for each host, in the order in which they are tried.
+    hosts: Vec<tokio_postgres::Config>,
     tls: MakeRustlsConnect,
-    /// For all hosts together, one after the other.
+    /// For each host.
     timeout: Duration,
 }
 
 impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Connector({:?})", self.config.get_hosts())
+        write!(f, "Connector({} hosts)", self.hosts.len())
+    }
+}
+
+/// Asks a server to end what it does for a connection.
+#[derive(Clone)]
+pub(super) struct Canceller {
+    tls: MakeRustlsConnect,
+    timeout: Duration,
+}
+
+impl fmt::Debug for Canceller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Canceller")
+    }
+}
+
+impl Canceller {
+    /// On a connection of its own. Nobody learns whether it was heard.
+    pub(super) async fn cancel(&self, client: &tokio_postgres::Client) {
+        let token = client.cancel_token();
+        let _ = tokio::time::timeout(self.timeout, token.cancel_query(self.tls.clone())).await;
     }
 }
 
@@ -69,23 +97,32 @@ impl Connector {
             .keepalives_interval(KEEPALIVE_INTERVAL)
             .keepalives_retries(KEEPALIVE_RETRIES)
             .ssl_mode(tls.mode);
-        let hosts = u32::try_from(config.get_hosts().len().max(1)).unwrap_or(u32::MAX);
-        let timeout = settings.connect_timeout.saturating_mul(hosts);
-        Ok(Self { config, tls: MakeRustlsConnect::new(tls.client().map_err(wrong)?), timeout })
+        Ok(Self {
+            hosts: each_host(&config),
+            tls: MakeRustlsConnect::new(tls.client().map_err(wrong)?),
+            timeout: settings.connect_timeout,
+        })
     }
 
     /// For a server that is written to: of several hosts, the one that takes writes.
     pub(super) fn primary(mut self) -> Self {
-        if self.config.get_hosts().len() > 1 {
-            self.config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        if self.hosts.len() > 1 {
+            for host in &mut self.hosts {
+                host.target_session_attrs(TargetSessionAttrs::ReadWrite);
+            }
         }
         self
     }
 
+    pub(super) fn canceller(&self) -> Canceller {
+        Canceller { tls: self.tls.clone(), timeout: self.timeout }
+    }
+
     pub(super) fn pool(&self, settings: &config::Postgres) -> Result<Pool> {
-        let manager = Manager::from_config(
-            self.config.clone(),
-            self.tls.clone(),
+        // The manager hands us the configuration back, and has no use of its own for it.
+        let manager = Manager::from_connect(
+            tokio_postgres::Config::new(),
+            self.clone(),
             ManagerConfig { recycling_method: RecyclingMethod::Fast },
         );
         let (lifetime, jitter) = (settings.max_lifetime, ahash::RandomState::new());
@@ -95,7 +132,7 @@ impl Connector {
             if over { Err(HookError::message("its lifetime is over")) } else { Ok(()) }
         });
         let timeouts =
-            Timeouts { wait: Some(settings.pool_timeout), create: Some(self.timeout), recycle: Some(self.timeout) };
+            Timeouts { wait: Some(settings.pool_timeout), create: Some(self.limit()), recycle: Some(self.limit()) };
         Pool::builder(manager)
             .config(PoolConfig { timeouts, ..PoolConfig::new(settings.pool) })
             .pre_recycle(not_too_old)
@@ -106,7 +143,7 @@ impl Connector {
 
     /// One connection beside the pool. `heard` is called for each notification, and dropped when the connection ends.
     pub(super) async fn connect(&self, mut heard: impl FnMut() + Send + 'static) -> Result<tokio_postgres::Client> {
-        let connecting = tokio::time::timeout(self.timeout, self.config.connect(self.tls.clone()));
+        let connecting = tokio::time::timeout(self.limit(), self.any_host());
         let (client, mut connection) = connecting
             .await
             .map_err(|_| {
@@ -125,6 +162,89 @@ impl Connector {
         });
         Ok(client)
     }
+}
+
+type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
+type Connected = (tokio_postgres::Client, tokio_postgres::Connection<Socket, Stream>);
+
+impl Connector {
+    /// Of the first host that takes it. The last one has all the time that the caller has left: see [`Connector::limit`].
+    ///
+    /// The driver's own time-out ends with the handshake of TCP, which a frozen server's system completes for it, so that
+    /// the host after it would never be asked.
+    async fn any_host(&self) -> std::result::Result<Connected, tokio_postgres::Error> {
+        let (last, before) = self.hosts.split_last().expect("each_host gives one at least");
+        for host in before {
+            if let Ok(Ok(connected)) = tokio::time::timeout(self.timeout, host.connect(self.tls.clone())).await {
+                return Ok(connected);
+            }
+        }
+        last.connect(self.tls.clone()).await
+    }
+
+    /// For all hosts, one after the other.
+    fn limit(&self) -> Duration {
+        self.timeout.saturating_mul(u32::try_from(self.hosts.len()).unwrap_or(u32::MAX))
+    }
+}
+
+impl Connect for Connector {
+    fn connect(
+        &self,
+        _: &tokio_postgres::Config,
+    ) -> BoxFuture<'_, std::result::Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error>> {
+        Box::pin(async move {
+            let (client, connection) = self.any_host().await?;
+            // Whoever waits for an answer on it is told how it ended.
+            Ok((client, tokio::spawn(async move { drop(connection.await) })))
+        })
+    }
+}
+
+/// The same for each host alone.
+fn each_host(all: &tokio_postgres::Config) -> Vec<tokio_postgres::Config> {
+    let count = all.get_hosts().len().max(all.get_hostaddrs().len());
+    if count < 2 {
+        return vec![all.clone()];
+    }
+    let one = |place: usize| {
+        let mut one = tokio_postgres::Config::new();
+        if let Some(Host::Tcp(host)) = all.get_hosts().get(place) {
+            one.host(host);
+        }
+        #[cfg(unix)]
+        if let Some(Host::Unix(path)) = all.get_hosts().get(place) {
+            one.host_path(path);
+        }
+        if let Some(address) = all.get_hostaddrs().get(place) {
+            one.hostaddr(*address);
+        }
+        // One port is that of all hosts.
+        if let Some(port) = all.get_ports().get(place).or(all.get_ports().first()) {
+            one.port(*port);
+        }
+        all.get_user().map(|user| one.user(user));
+        all.get_password().map(|password| one.password(password));
+        all.get_dbname().map(|name| one.dbname(name));
+        all.get_options().map(|options| one.options(options));
+        all.get_application_name().map(|name| one.application_name(name));
+        all.get_connect_timeout().map(|limit| one.connect_timeout(*limit));
+        all.get_tcp_user_timeout().map(|limit| one.tcp_user_timeout(*limit));
+        all.get_keepalives_interval().map(|interval| one.keepalives_interval(interval));
+        all.get_keepalives_retries().map(|retries| one.keepalives_retries(retries));
+        one.keepalives(all.get_keepalives())
+            .keepalives_idle(all.get_keepalives_idle())
+            .ssl_mode(all.get_ssl_mode())
+            .ssl_negotiation(all.get_ssl_negotiation())
+            .channel_binding(all.get_channel_binding())
+            .target_session_attrs(all.get_target_session_attrs());
+        one
+    };
+    let mut hosts: Vec<_> = (0..count).map(one).collect();
+    if all.get_load_balance_hosts() == LoadBalanceHosts::Random {
+        hosts.shuffle(&mut rand::rng());
+    }
+    hosts
 }
 
 /// What a URL says of TLS.
@@ -146,12 +266,17 @@ impl Tls {
     /// The URL without the parameters that the driver does not know, and what they say.
     fn take_out_of(url: &str) -> std::result::Result<(String, Self), String> {
         let mut tls = Self { mode: SslMode::Prefer, verify: Verify::Nothing, root_file: None };
-        let (address, query) = url.split_once('?').unwrap_or((url, ""));
+        // As the driver reads it: user and password end with the first `@`, and a `?` before it is theirs.
+        let after_user = url.find('@').unwrap_or(0);
+        let question = url[after_user..].find('?').map_or(url.len(), |place| after_user + place);
+        let (address, query) = (&url[..question], url.get(question + 1..).unwrap_or(""));
+        let (mut mode, mut by_system) = (None, false);
         let mut kept = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let Some((name, value)) = form_urlencoded::parse(pair.as_bytes()).next() else { continue };
             match name.as_ref() {
                 "sslmode" => {
+                    mode = Some(value.to_string());
                     (tls.mode, tls.verify) = match value.as_ref() {
                         "disable" => (SslMode::Disable, Verify::Nothing),
                         "prefer" => (SslMode::Prefer, Verify::Nothing),
@@ -165,8 +290,20 @@ impl Tls {
                         }
                     }
                 }
-                "sslrootcert" => tls.root_file = Some(value.into_owned()).filter(|file| file != "system"),
+                "sslrootcert" => {
+                    by_system = value == "system";
+                    tls.root_file = Some(value.into_owned()).filter(|_| !by_system);
+                }
                 _ => kept.push(pair),
+            }
+        }
+        // As libpq does: anybody gets a certificate of some authority of the system's, but not for this name.
+        if by_system {
+            match mode.as_deref() {
+                None | Some("verify-full") => (tls.mode, tls.verify) = (SslMode::Require, Verify::ChainAndName),
+                Some(weaker) => {
+                    return Err(format!("sslmode {weaker:?} is too weak for sslrootcert=system: use verify-full"));
+                }
             }
         }
         // As libpq does: who names an authority wants it to be asked.
@@ -285,7 +422,46 @@ mod tests {
         check("?sslmode=prefer&sslrootcert=a", "", SslMode::Prefer, Verify::Nothing, Some("a"));
         check("?port=1&sslmode=verify-ca&user=x", "?port=1&user=x", SslMode::Require, Verify::Chain, None);
         check("?sslrootcert=system&sslmode=verify-full", "", SslMode::Require, Verify::ChainAndName, None);
-        let error = Tls::take_out_of("postgres://a:secret@c?sslmode=maybe").unwrap_err();
-        assert!(error.contains("verify-full") && !error.contains("secret"), "{error}");
+        check("?sslrootcert=system", "", SslMode::Require, Verify::ChainAndName, None);
+        check("?options=a@b?c&sslmode=require", "?options=a@b?c", SslMode::Require, Verify::Nothing, None);
+        for query in ["sslmode=maybe", "sslmode=require&sslrootcert=system", "sslrootcert=system&sslmode=disable"] {
+            let error = Tls::take_out_of(&format!("postgres://a:secret@c?{query}")).unwrap_err();
+            assert!(error.contains("verify-full") && !error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_question_mark_in_the_password_is_no_query() {
+        let check = |url: &str, rest: &str, mode: SslMode| {
+            let (kept, tls) = Tls::take_out_of(url).unwrap();
+            assert_eq!((kept.as_str(), tls.mode), (rest, mode), "{url}");
+        };
+        check("postgres://a:b?c@d/e?sslmode=require&port=1", "postgres://a:b?c@d/e?port=1", SslMode::Require);
+        check("postgres://a:b?sslmode=disable@d/e", "postgres://a:b?sslmode=disable@d/e", SslMode::Prefer);
+        check("postgres://d/e?sslmode=require", "postgres://d/e", SslMode::Require);
+    }
+
+    #[test]
+    fn each_host_alone_is_as_all_are() {
+        let all: tokio_postgres::Config =
+            "postgres://u:p@a:1,b:2/d?options=-c%20x&connect_timeout=7&application_name=n&channel_binding=require"
+                .parse()
+                .unwrap();
+        let hosts = super::each_host(&all);
+        for (place, host) in hosts.iter().enumerate() {
+            assert_eq!(host.get_hosts(), &all.get_hosts()[place..=place]);
+            assert_eq!(host.get_ports(), &all.get_ports()[place..=place]);
+            // Besides, nothing differs.
+            let shown = |config: &tokio_postgres::Config| {
+                let shown = format!("{config:?}");
+                let (begin, rest) = shown.split_once("host: [").unwrap();
+                let (_, rest) = rest.split_once("port: [").unwrap();
+                let (_, end) = rest.split_once(']').unwrap();
+                format!("{begin}{end}")
+            };
+            assert_eq!(shown(host), shown(&all));
+            assert_eq!(host.get_password(), all.get_password());
+        }
+        assert_eq!(hosts.len(), 2);
     }
 }

@@ -29,6 +29,12 @@ pub(super) fn spares_connection(error: &Failure) -> bool {
     matches!(code(error).and_then(|code| code.get(..2)), Some("22" | "23" | "40" | "42"))
 }
 
+/// Whether it is the server's word about a statement, which then did nothing. A connection that is lost (class 08, a
+/// pooler's word for it too) or was ended (57P0x) says nothing of what was sent on it.
+pub(super) fn refuses_statement(error: &Failure) -> bool {
+    code(error).is_some_and(|code| !code.starts_with("08") && !code.starts_with("57P0"))
+}
+
 pub(super) fn explain(error: &Failure) -> Error {
     let why = text(error);
     let Some(code) = code(error) else {

@@ -1,11 +1,15 @@
 //! Making links in Postgres, and taking visits out of limited ones: what waits together shares a transaction.
 //!
-//! In: creates and visits from a bounded queue. Out: to each of them its own outcome, durable when it is told.
-//! Never: sends a statement per row where no code is taken; says that a link was not made which was.
-//! At its limit: [`WRITES_MAX`] wait, then a write is refused as transient.
+//! In: creates and visits from a bounded queue. Out: to each row its own outcome, durable when it is told.
+//! Never: sends a statement per row where no code is taken; says of a link that was made that it failed, if the store can
+//! still be asked; writes what nobody waits for any more.
+//! At its limit: [`WRITES_MAX`] wait, then a write is refused as transient; each for `write_timeout`, and whether it was
+//! written is not known then.
 //!
 //! Of rows with the same key the first of a group goes into the shared transaction. Rows whose code is taken come back
-//! from it unmade and are settled one by one by whoever asked for them, against the link as it is by then.
+//! from it unmade and are settled one by one by whoever asked for them, each in a transaction of its own, against the link
+//! as it is by then: the rows of one call are not one transaction. A call fails as long as nothing of it is done;
+//! after that, what fails is the outcome of its row.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -40,7 +44,8 @@ const INSERT: &str = "WITH asked AS (
         expires_at, expired_url, max_visits, forward_query, created_at, at, imported, n)
   ), fresh AS (
     SELECT a.*, row_number() OVER (ORDER BY a.n)
-      + (SELECT greatest(version, (SELECT max(version) FROM link_changes)) FROM feed) AS version
+      + (SELECT greatest(version, (SELECT max(version) FROM link_changes)) FROM feed
+          WHERE current_setting('waypost.begun', true) = 'yes') AS version
     FROM asked a WHERE NOT EXISTS (
       SELECT 1 FROM links l WHERE l.domain_id = a.domain_id AND l.code = a.code OFFSET 0)
   ), made AS (
@@ -62,7 +67,7 @@ const INSERT: &str = "WITH asked AS (
 /// Takes a deleted link away, for [`INSERT`] to follow in the same transaction.
 const REPLACE: &str = "WITH gone AS (DELETE FROM links WHERE id = $1 AND version = $2 RETURNING domain_id, code)
   INSERT INTO link_changes (version, at, domain_id, code, what, before)
-  SELECT (SELECT version FROM feed) + 1, $3, domain_id, code, 'replace', $4 FROM gone";
+  SELECT (SELECT version FROM feed WHERE current_setting('waypost.begun', true) = 'yes') + 1, $3, domain_id, code, 'replace', $4 FROM gone";
 
 /// The last visit is a change, for the history; its version follows those of the creates beside it.
 const TAKE_VISITS: &str = "WITH granted AS (
@@ -77,7 +82,8 @@ const TAKE_VISITS: &str = "WITH granted AS (
   ), recorded AS (
     INSERT INTO link_changes (version, at, domain_id, code, what)
     SELECT row_number() OVER (ORDER BY id)
-        + (SELECT greatest(version, (SELECT max(version) FROM link_changes)) FROM feed), $3, domain_id, code, 'used_up'
+        + (SELECT greatest(version, (SELECT max(version) FROM link_changes)) FROM feed
+          WHERE current_setting('waypost.begun', true) = 'yes'), $3, domain_id, code, 'used_up'
     FROM granted WHERE used_up
   ) SELECT id, visits FROM granted";
 
@@ -91,6 +97,14 @@ pub(super) enum Write {
 }
 
 impl Write {
+    /// Nobody waits for it any more.
+    fn is_given_up(&self) -> bool {
+        match self {
+            Self::Insert { reply, .. } => reply.is_closed(),
+            Self::Visit { reply, .. } => reply.is_closed(),
+        }
+    }
+
     fn rows(&self) -> usize {
         match self {
             Self::Insert { links, .. } => links.len(),
@@ -104,14 +118,27 @@ impl Postgres {
         let links = Arc::new(links);
         let made = self.queue(|reply| Write::Insert { links: links.clone(), now, reply }).await?;
         let mut outcomes = Vec::with_capacity(links.len());
+        let mut failed: Option<Error> = None;
         for new in &*links {
-            outcomes.push(match new.on_conflict {
+            outcomes.push(match (new.on_conflict, &failed) {
                 _ if made.contains(&new.id) => Inserted::Created,
-                OnConflict::Refuse => Inserted::Taken,
-                OnConflict::Take | OnConflict::Update => self.settle_conflict(new, now).await?,
+                (OnConflict::Refuse, _) => Inserted::Taken,
+                // It would fail in the same way, and each row would wait for it.
+                (_, Some(error)) if error.is_transient() => Inserted::Failed(error.to_string()),
+                (OnConflict::Take | OnConflict::Update, _) => {
+                    self.settle_conflict(new, now).await.unwrap_or_else(|error| {
+                        let outcome = Inserted::Failed(error.to_string());
+                        failed = Some(error);
+                        outcome
+                    })
+                }
             });
         }
-        Ok(outcomes)
+        let is_done = |outcome: &Inserted| matches!(outcome, Inserted::Created | Inserted::Updated);
+        match failed {
+            Some(error) if !outcomes.iter().any(is_done) => Err(error),
+            _ => Ok(outcomes),
+        }
     }
 
     pub async fn take_visit(&self, _: Key, id: LinkId, now: UnixMillis) -> Result<bool> {
@@ -130,7 +157,16 @@ impl Postgres {
             mpsc::error::TrySendError::Full(_) => Error::Unavailable(format!("{WRITES_MAX} writes are waiting")),
             mpsc::error::TrySendError::Closed(_) => Error::Broken("its writer has ended".into()),
         })?;
-        answer.await.map_err(|_| Error::Broken("its writer has ended".into()))?
+        let limit = self.inner.write_timeout;
+        tokio::time::timeout(limit, answer)
+            .await
+            .map_err(|_| {
+                let limit_ms = limit.as_millis();
+                Error::Unavailable(format!(
+                    "the writer took longer than {limit_ms} ms; whether it was written is not known"
+                ))
+            })?
+            .map_err(|_| Error::Broken("its writer has ended".into()))?
     }
 
     /// A row whose code was taken when the others of its group were made.
@@ -167,14 +203,21 @@ impl Inner {
             (&before, Type::TEXT),
         ];
         let rows = Rows::of(&[(new, now)]);
-        let answers = self.write(&[(REPLACE, &params), (INSERT, &rows.params())]).await?;
-        Ok(!answers[1].is_empty())
+        match self.write(&[(REPLACE, &params), (INSERT, &rows.params())]).await {
+            Ok(answers) => Ok(!answers[1].is_empty()),
+            Err(failed) => {
+                let made =
+                    failed.is_unknown && self.made_after_all(&[(new, now)]).await.is_ok_and(|ids| !ids.is_empty());
+                if made { Ok(true) } else { Err(failed.error) }
+            }
+        }
     }
 
-    /// Which of these links were made by a transaction that was not heard of to its end.
+    /// Which of these links were made by a transaction that was not heard of to its end. Those that were not may still
+    /// be, if it has not come to its lock yet: none of them is known to have failed.
     async fn made_after_all(&self, links: &[(&NewLink, UnixMillis)]) -> Result<HashSet<LinkId>> {
         let ids: Vec<i64> = links.iter().map(|(new, _)| bigint(new.id.0)).collect();
-        // The lock waits for that transaction, should it still be under way.
+        // The lock waits for that transaction if it has it.
         let queries: [Query<'_>; 2] = [(LOCK, &[]), (MADE, &[(&ids, Type::INT8_ARRAY)])];
         link_ids(&self.again(&queries).await?[1])
     }
@@ -192,11 +235,15 @@ async fn write_all(inner: Arc<Inner>, mut writes: mpsc::Receiver<Write>) {
             rows += next.rows();
             group.push(next);
         }
+        group.retain(|write| !write.is_given_up());
         write_group(&inner, group).await;
     }
 }
 
 async fn write_group(inner: &Inner, group: Vec<Write>) {
+    if group.is_empty() {
+        return;
+    }
     let (mut keys, mut links) = (HashSet::new(), Vec::new());
     let mut wanted: HashMap<LinkId, i64> = HashMap::new();
     let mut visited_at = UnixMillis::default();
@@ -227,10 +274,11 @@ async fn write_group(inner: &Inner, group: Vec<Write>) {
     }
     let written = inner.write(&queries).await;
     if let Err(failed) = &written
-        && !failed.error.is_transient()
+        && matches!(failed.error, Error::Broken(_))
+        && !failed.is_unknown
         && group.len() > 1
     {
-        // One of them is to blame: the others are not refused with it.
+        // One of them may be to blame: the others are not refused with it.
         for write in group {
             Box::pin(write_group(inner, vec![write])).await;
         }
@@ -240,7 +288,7 @@ async fn write_group(inner: &Inner, group: Vec<Write>) {
     drop(queries);
     let made = made.map(Arc::new);
     for write in group {
-        // Nobody listens when the request was given up: what was written stands all the same.
+        // Nobody listens when the request was given up meanwhile: what was written stands all the same.
         match write {
             Write::Insert { reply, .. } => drop(reply.send(made.as_ref().map(Arc::clone).map_err(again))),
             Write::Visit { id, reply, .. } => {

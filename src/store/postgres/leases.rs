@@ -6,13 +6,17 @@ use super::{Param, Postgres, bigint, get, number};
 use crate::store::row::WorkerLease;
 use crate::store::{Error, Result};
 
-/// The holder's own id first, then the lowest that is free. Who finds an id locked is too late for it.
-const LEASE: &str = "UPDATE worker_leases SET epoch = epoch + 1, holder = $1,
-    until_ms = greatest($3::int8, until_ms + 1) + $4::int8, expires_at = now() + $4::int8 * INTERVAL '1 millisecond'
-  WHERE worker_id = (SELECT worker_id FROM worker_leases
-    WHERE ($2::int4 IS NULL OR worker_id = $2) AND (holder = $1 OR expires_at <= now())
+/// The holder's own id first, then the lowest that is free. Who wants any passes by those that somebody is leasing at this
+/// moment; who wants one waits for it, which may only be locked for a moment.
+const LEASE_ANY: &str = "UPDATE worker_leases SET epoch = epoch + 1, holder = $1,
+    until_ms = greatest($2::int8, until_ms + 1) + $3::int8, expires_at = now() + $3::int8 * INTERVAL '1 millisecond'
+  WHERE worker_id = (SELECT worker_id FROM worker_leases WHERE holder = $1 OR expires_at <= now()
     ORDER BY holder <> $1, worker_id LIMIT 1 FOR UPDATE SKIP LOCKED)
-  RETURNING worker_id, epoch, until_ms - $4::int8, until_ms";
+  RETURNING worker_id, epoch, until_ms - $3::int8, until_ms";
+const LEASE_ONE: &str = "UPDATE worker_leases SET epoch = epoch + 1, holder = $1,
+    until_ms = greatest($2::int8, until_ms + 1) + $3::int8, expires_at = now() + $3::int8 * INTERVAL '1 millisecond'
+  WHERE worker_id = $4 AND (holder = $1 OR expires_at <= now())
+  RETURNING worker_id, epoch, until_ms - $3::int8, until_ms";
 const RENEW: &str = "UPDATE worker_leases SET until_ms = greatest(until_ms, $3::int8 + $4::int8),
     expires_at = now() + $4::int8 * INTERVAL '1 millisecond'
   WHERE worker_id = $1 AND epoch = $2 RETURNING until_ms";
@@ -27,13 +31,19 @@ impl Postgres {
         now_ms: u64,
         span_ms: u64,
     ) -> Result<Option<WorkerLease>> {
-        let params: [Param<'_>; 4] = [
-            (&holder, Type::TEXT),
-            (&wanted.map(i32::from), Type::INT4),
-            (&bigint(now_ms), Type::INT8),
-            (&bigint(span_ms), Type::INT8),
-        ];
-        let rows = self.inner.one(LEASE, &params).await?;
+        // A timeline that nobody has polled yet begins a generation here: what the server that is gone leased last is not
+        // in these rows.
+        self.position().await?;
+        let (wanted, now_ms, span_ms) = (wanted.map(i32::from), bigint(now_ms), bigint(span_ms));
+        let mut params: Vec<Param<'_>> = vec![(&holder, Type::TEXT), (&now_ms, Type::INT8), (&span_ms, Type::INT8)];
+        let sql = match &wanted {
+            None => LEASE_ANY,
+            Some(id) => {
+                params.push((id, Type::INT4));
+                LEASE_ONE
+            }
+        };
+        let rows = self.inner.one(sql, &params).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         let id: i32 = get(row, 0)?;
         Ok(Some(WorkerLease {

@@ -10,7 +10,7 @@ use crate::domain::key::{Case, Code, DomainId, Key};
 use crate::domain::link::{Entry, Fields, Link, LinkId, Rules, STATUSES};
 use crate::domain::target::Target;
 use crate::domain::time::UnixMillis;
-use crate::store::row::{Change, ChangeRow, Filter, Found, Patch, Position, Reading, history};
+use crate::store::row::{Change, ChangeRow, Filter, Found, LEASES_LOST_MS, Patch, Position, Reading, history};
 use crate::store::{Error, Result};
 
 /// One search of the index per key, whatever the planner knows of the table: a plan that was made while it was small
@@ -33,7 +33,8 @@ const LINK: &str = "SELECT l.id, l.domain_id, l.code, l.target_url, l.target_wri
 const SAVE: &str = "WITH saved AS (
     UPDATE links SET target_url = $3, target_written = $4, status = $5, cache_control = $6, title = $7, note = $8,
       starts_at = $9, expires_at = $10, expired_url = $11, max_visits = $12, forward_query = $13, updated_at = $14,
-      disabled_at = $15, deleted_at = $16, version = (SELECT version FROM feed) + 1
+      disabled_at = $15, deleted_at = $16, version =
+        (SELECT version FROM feed WHERE current_setting('waypost.begun', true) = 'yes') + 1
     WHERE id = $1 AND version = $2 RETURNING id, domain_id, code, version
   ), untagged AS (
     DELETE FROM tags USING saved WHERE link_id = saved.id AND tag <> ALL ($17::text[])
@@ -55,6 +56,7 @@ const LAG: &str =
     "SELECT CASE WHEN NOT pg_is_in_recovery() OR pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
     ELSE extract(epoch FROM now() - pg_last_xact_replay_timestamp()) END::float8";
 
+/// Epochs that were given in what was lost are fewer than a thousand.
 const BEGIN_GENERATION: &str = "WITH begun AS (
     UPDATE feed SET generation = generation + 1 WHERE generation = $1 RETURNING one
   ) UPDATE worker_leases SET epoch = epoch + 1000,
@@ -65,10 +67,6 @@ const CHANGE_TIMELINE: &str = "WITH begun AS (
   ) UPDATE worker_leases SET epoch = epoch + 1000,
     until_ms = greatest(until_ms, (extract(epoch FROM now()) * 1000)::int8) + $3
     WHERE $1 <> '' AND EXISTS (SELECT 1 FROM begun)";
-/// How far a new generation moves every worker id past what is stored and past the present: leases that were lost with
-/// the last transactions reach no further. Their epochs are fewer than the thousand that every id is moved by.
-const LEASES_LOST_MS: i64 = 120_000;
-
 impl Postgres {
     pub async fn look_up(&self, keys: &[Key]) -> Result<Vec<Found>> {
         let (domains, codes) = columns(keys);
@@ -89,8 +87,9 @@ impl Postgres {
         let (domain, code) = (i32::from(key.domain.0), key.code.to_string());
         let sql = format!("{LINK} WHERE l.domain_id = $1 AND l.code = $2");
         let params: [Param<'_>; 2] = [(&domain, Type::INT4), (&code, Type::TEXT)];
-        let rows = self.inner.read(&self.inner.primary, &sql, &params).await?;
-        rows.first().map(whole).transpose()
+        // Among the transactions, but not the readers: edits that read all at once would lose to each other.
+        let answers = self.inner.transaction(&[(&sql, &params)]).await?;
+        answers[0].first().map(whole).transpose()
     }
 
     pub async fn page(
@@ -116,16 +115,15 @@ impl Postgres {
     }
 
     pub async fn position(&self) -> Result<Position> {
-        let shown = self.inner.shows_timeline();
-        let sql = format!(
-            "SELECT version, generation, asked, timeline, {}, current_setting('transaction_read_only') FROM feed",
-            if shown { TIMELINE } else { NO_TIMELINE }
-        );
-        let rows = match self.inner.poll(&sql).await {
-            // 42883: there is no such function; 42501: it is not for us. The rest is as ever.
+        let inner = &self.inner;
+        let shown = inner.shows_timeline.load(Ordering::Relaxed);
+        let rows = match inner.poll(shown).await {
+            // 42883: there is no such function; 42501: it is not for us.
             Err(Error::Schema(why)) if shown && ["42883", "42501"].iter().any(|code| why.contains(code)) => {
-                self.inner.shows_timeline.store(false, Ordering::Relaxed);
-                return Box::pin(self.position()).await;
+                let rows = inner.poll(false).await?;
+                // Not before: it may have been the table that is not for us, until somebody grants it.
+                inner.shows_timeline.store(false, Ordering::Relaxed);
+                rows
             }
             rows => rows?,
         };
@@ -134,15 +132,16 @@ impl Postgres {
         if present.is_empty() || present == known {
             return Ok(Position { version: number(row, 0)?, generation: number(row, 1)?, asked: number(row, 2)? });
         }
-        let params: [Param<'_>; 3] = [(&known, Type::TEXT), (&present, Type::TEXT), (&LEASES_LOST_MS, Type::INT8)];
-        self.inner.again(&[(CHANGE_TIMELINE, &params)]).await?;
-        let rows = self.inner.poll(&sql).await?;
+        let params: [Param<'_>; 3] =
+            [(&known, Type::TEXT), (&present, Type::TEXT), (&bigint(LEASES_LOST_MS), Type::INT8)];
+        inner.again(&[(CHANGE_TIMELINE, &params)]).await?;
+        let rows = inner.poll(true).await?;
         let row = only(&rows)?;
         Ok(Position { version: number(row, 0)?, generation: number(row, 1)?, asked: number(row, 2)? })
     }
 
     pub async fn begin_generation(&self, seen: u64) -> Result<u64> {
-        let params: [Param<'_>; 2] = [(&bigint(seen), Type::INT8), (&LEASES_LOST_MS, Type::INT8)];
+        let params: [Param<'_>; 2] = [(&bigint(seen), Type::INT8), (&bigint(LEASES_LOST_MS), Type::INT8)];
         let answers = self.inner.again(&[(BEGIN_GENERATION, &params), ("SELECT generation FROM feed", &[])]).await?;
         number(only(&answers[1])?, 0)
     }
@@ -163,24 +162,7 @@ impl Postgres {
                 return Ok(None);
             };
             let mut after = before.clone();
-            let what = match change {
-                Change::Edit(patch) => {
-                    patch.apply(&mut after.fields);
-                    "edit"
-                }
-                Change::Disable => {
-                    after.disabled_at = after.disabled_at.or(Some(now));
-                    "disable"
-                }
-                Change::Enable => {
-                    after.disabled_at = None;
-                    "enable"
-                }
-                Change::Delete => {
-                    after.deleted_at = Some(now);
-                    "delete"
-                }
-            };
+            let what = change.apply(&mut after, now);
             if let Some(after) = self.save(&before, after, what, now).await? {
                 return Ok(Some(after));
             }
@@ -229,9 +211,13 @@ impl Postgres {
 }
 
 impl Inner {
-    /// One row, of a server that takes writes.
-    async fn poll(&self, sql: &str) -> Result<Vec<Row>> {
-        let rows = self.one(sql, &[]).await?;
+    /// The feed's row, of a server that takes writes.
+    async fn poll(&self, with_timeline: bool) -> Result<Vec<Row>> {
+        let timeline = if with_timeline { TIMELINE } else { NO_TIMELINE };
+        let sql = format!(
+            "SELECT version, generation, asked, timeline, {timeline}, current_setting('transaction_read_only') FROM feed"
+        );
+        let rows = self.one(&sql, &[]).await?;
         if get::<&str>(only(&rows)?, 5)? == "on" {
             // A former primary: none of its connections is of use any more.
             self.primary.retain(|_, _| false);
@@ -247,12 +233,12 @@ impl Inner {
             let lag = limited(self.lookup_timeout, asking).await;
             let lag: Option<f64> = lag.and_then(|rows| get(only(&rows)?, 0)).unwrap_or_default();
             if lag.is_some_and(|lag| lag <= self.replica_max_lag.as_secs_f64())
-                && let Ok(rows) = self.read(replica, sql, params).await
+                && let Ok(mut answers) = self.flight(replica, &[(sql, params)]).await
             {
-                return Ok(rows);
+                return Ok(answers.pop().unwrap_or_default());
             }
         }
-        self.read(&self.primary, sql, params).await
+        self.read(sql, params).await
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! In: a database, as a role that may make tables. Out: the same with every migration applied, each in a transaction
 //! together with its mark, so that a stop in between loses nothing.
-//! Never: runs beside another migration (a lock of its session); waits long for a table that others use.
+//! Never: runs beside another migration (each transaction takes a lock first); leaves anything in its session, which may be
+//! a pooler's; waits long in the queue of a table that others use.
 //! At its limit: gives up after [`LOCK_WAIT`] as transient.
 
 use std::time::Duration;
@@ -21,8 +22,9 @@ pub const MIGRATIONS: [Migration; 1] =
 
 pub(super) const APPLIED: &str = "SELECT number::int8, checksum FROM schema_migrations ORDER BY number";
 
-/// How long another migration, or a table in use, is waited for.
+/// How long another migration, or a table in use, is waited for in all, and at a time.
 const LOCK_WAIT: Duration = Duration::from_secs(60);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 const LOCK_POLL: Duration = Duration::from_millis(500);
 /// The longest that one migration may take.
 const MIGRATION_MAX: Duration = Duration::from_secs(3600);
@@ -36,22 +38,13 @@ const HAS_MIGRATIONS: &str =
 /// Brings the schema up to date; returns what was applied.
 pub async fn migrate(settings: &config::Postgres) -> Result<Vec<&'static Migration>> {
     let client = connect(settings).await?;
-    lock(&client).await?;
-    let pending = pending_of(&client).await?;
-    run(&client, "SET lock_timeout = 1000; SET client_min_messages = warning").await?;
-    if pending.len() == MIGRATIONS.len() {
-        run(
-            &client,
-            "CREATE TABLE IF NOT EXISTS schema_migrations (number integer PRIMARY KEY, name text NOT NULL,
-               checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
-        )
-        .await?;
+    let mut applied = Vec::new();
+    while let [next, ..] = pending_of(&client).await? {
+        if apply(&client, next).await? {
+            applied.push(next);
+        }
     }
-    for migration in pending {
-        apply(&client, migration).await?;
-    }
-    // The lock ends with the connection.
-    Ok(pending.iter().collect())
+    Ok(applied)
 }
 
 /// The migrations that the store still lacks.
@@ -109,56 +102,84 @@ async fn connect(settings: &config::Postgres) -> Result<Client> {
     Connector::new(key, url, settings)?.primary().connect(|| {}).await
 }
 
-async fn lock(client: &Client) -> Result<()> {
-    let mut waited = Duration::ZERO;
-    let sql = format!("SELECT pg_try_advisory_lock({LOCK_NUMBER})");
-    while !get::<bool>(super::only(&simple(client, &sql).await?)?, 0)? {
-        if waited >= LOCK_WAIT {
-            return Err(Error::Unavailable("another migration is under way: wait for its end and try again".into()));
-        }
-        tokio::time::sleep(LOCK_POLL).await;
-        waited += LOCK_POLL;
-    }
-    Ok(())
-}
-
 async fn pending_of(client: &Client) -> Result<&'static [Migration]> {
     if simple(client, HAS_MIGRATIONS).await?.is_empty() {
         return Ok(&MIGRATIONS);
     }
-    let rows = simple(client, APPLIED).await?;
+    let rows = simple(client, APPLIED).await.map_err(not_ours)?;
     schema::pending(&MIGRATIONS, &rows.iter().map(applied).collect::<Result<Vec<_>>>()?)
+}
+
+/// Many programs have a table `schema_migrations`. 42703: a column of [`APPLIED`] is missing in it.
+pub(super) fn not_ours(error: Error) -> Error {
+    match error {
+        Error::Schema(why) if why.contains("42703") => Error::Schema(
+            "another program uses the database (its schema_migrations is not ours): choose one of waypost's own".into(),
+        ),
+        other => other,
+    }
 }
 
 pub(super) fn applied(row: &Row) -> Result<Applied> {
     Ok(Applied { number: super::number(row, 0)?, checksum: get(row, 1)? })
 }
 
-/// In a transaction together with its mark. A table that others hold is tried again: to wait in its queue would stop
-/// everybody who comes after us.
-async fn apply(client: &Client, migration: &Migration) -> Result<()> {
-    let sql = format!(
-        "BEGIN; {} ; INSERT INTO schema_migrations (number, name, checksum) VALUES ({}, '{}', '{}'); COMMIT",
-        migration.sql,
-        migration.number,
-        migration.name,
-        migration.checksum()
-    );
+/// False if somebody else has applied it meanwhile. A lock that others hold is tried again: to wait in the queue of a
+/// table would stop everybody who comes after us.
+async fn apply(client: &Client, migration: &Migration) -> Result<bool> {
     let mut waited = Duration::ZERO;
     loop {
-        let applied = async { Ok(client.batch_execute(&sql).await) };
-        let Err(error) = limited(MIGRATION_MAX, applied).await? else { return Ok(()) };
+        let error = match limited(MIGRATION_MAX, async { Ok(attempt(client, migration).await) }).await? {
+            Ok(applied) => return Ok(applied),
+            Err(error) => error,
+        };
         run(client, "ROLLBACK").await?;
         // 55P03: the lock was not to be had within `lock_timeout`.
-        if code(&error) != Some("55P03") || waited >= LOCK_WAIT {
+        if code(&error) != Some("55P03") {
             return Err(match explain(&error) {
                 Error::Broken(why) => Error::Broken(format!("migration {}: {why}", migration.number)),
                 other => other,
             });
         }
+        if waited >= LOCK_WAIT {
+            return Err(Error::Unavailable(
+                "another migration is under way, or a table in use: wait for its end and try again".into(),
+            ));
+        }
         tokio::time::sleep(LOCK_POLL).await;
-        waited += LOCK_POLL;
+        waited += LOCK_TIMEOUT + LOCK_POLL;
     }
+}
+
+/// In a transaction together with its mark; whatever is set and locked for it ends with it.
+async fn attempt(client: &Client, migration: &Migration) -> std::result::Result<bool, tokio_postgres::Error> {
+    let Migration { number, name, sql } = migration;
+    let lock_timeout_ms = LOCK_TIMEOUT.as_millis();
+    let begin = format!(
+        "BEGIN; SET LOCAL lock_timeout = {lock_timeout_ms}; SET LOCAL client_min_messages = warning;
+         SELECT pg_advisory_xact_lock({LOCK_NUMBER})"
+    );
+    client.batch_execute(&begin).await?;
+    if *number == MIGRATIONS[0].number {
+        client
+            .batch_execute(
+                "CREATE TABLE IF NOT EXISTS schema_migrations (number integer PRIMARY KEY, name text NOT NULL,
+                   checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
+            )
+            .await?;
+    }
+    let mark = format!("SELECT 1 FROM schema_migrations WHERE number = {number}");
+    let is_applied = !client.query_typed(&mark, &[]).await?.is_empty();
+    if !is_applied {
+        client.batch_execute(sql).await?;
+        let mark = format!(
+            "INSERT INTO schema_migrations (number, name, checksum) VALUES ({number}, '{name}', '{}')",
+            migration.checksum()
+        );
+        client.batch_execute(&mark).await?;
+    }
+    client.batch_execute("COMMIT").await?;
+    Ok(!is_applied)
 }
 
 async fn run(client: &Client, sql: &str) -> Result<()> {

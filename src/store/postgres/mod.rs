@@ -4,8 +4,12 @@
 //! Never: connects before it is asked; waits for us inside of a transaction (each is sent whole, so that an instance that
 //! freezes holds no lock); asks the server for types; leaves something in a session (no `SET`, no `LISTEN`, no session lock,
 //! and with `statements = "unnamed"` no named statement), so that a pooler may give each transaction another connection.
-//! At its limit: every call ends `statement_timeout` after it got a connection as [`Error::Unavailable`] (look-ups: after
-//! `lookup_timeout` in all), and its connection with it; transactions leave half of the pool to look-ups and polls; creates wait in a bounded queue.
+//! At its limit: every statement or transaction ends `statement_timeout` after it got a connection as
+//! [`Error::Unavailable`] (look-ups: after `lookup_timeout` in all), its connection is closed, and the server ends it
+//! too: because it is asked to cancel it, or by the time-out of its transaction. A call may be several of them, and each waits for a connection and for room before. Transactions leave half
+//! of the pool to look-ups and polls, and listings half of that to what writes; creates and visits wait in a bounded queue,
+//! for as long as `insert` says. What ended by its time may have been written all the same, or be written a moment later:
+//! where it can be told it is asked for, else the error says so.
 //!
 //! Links change in one way only, see `Inner::write`: lock the row of the feed, change, give versions from that row, update
 //! it, commit. The order of commits is the order of versions, and no version is left out.
@@ -22,13 +26,13 @@ mod settings;
 mod warm;
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool};
 use futures_util::future::{join_all, join3};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Row, Statement};
 
@@ -37,8 +41,8 @@ pub use migrate::{MIGRATIONS, grants, migrate, pending};
 
 use super::{Error, Result};
 use crate::config::{self, Statements};
-use connect::Connector;
-use errors::{explain, explain_pool, is_conflict, spares_connection};
+use connect::{Canceller, Connector};
+use errors::{explain, explain_pool, is_conflict, refuses_statement, spares_connection};
 
 /// How often a transaction is sent again that met another one.
 const ATTEMPTS_MAX: u32 = 10;
@@ -47,6 +51,9 @@ const NO_TIMELINE: &str = "''";
 const TIMELINE: &str =
     "CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END";
 
+/// First in every transaction: what a server gets after a `BEGIN` that it refused (somebody cancelled it) runs by itself.
+/// What gives versions asks for this, and gives none then: columns that are NOT NULL refuse the rest.
+const BEGUN: &str = "SET LOCAL waypost.begun = 'yes'";
 /// First in every transaction that changes links.
 const LOCK: &str = "SELECT version FROM feed FOR UPDATE";
 /// Last in it. The hint proves nothing: who misses it polls.
@@ -76,12 +83,20 @@ struct Inner {
     /// For what needs a session; none where there is no way past a pooler.
     direct: Option<Connector>,
     statements: Statements,
+    /// None behind a pooler: PgBouncer forgets a request whose connection ends before it is passed on, as the driver ends
+    /// it (measured with 1.18).
+    canceller: Option<Canceller>,
     /// Begins a transaction and limits what the server does for it when we are gone.
     begin: String,
     statement_timeout: Duration,
     lookup_timeout: Duration,
+    /// The longest that a write waits for its outcome.
+    write_timeout: Duration,
     /// Transactions at once, half of the pool: while all of them wait for a lock, look-ups find connections.
     beside: Semaphore,
+    /// Of them those that only read, half as many: while all of them go through many links, what writes finds room. (In
+    /// a pool of less than four there is one transaction at a time.)
+    readers: Semaphore,
     /// The server has not refused to show its timeline.
     shows_timeline: AtomicBool,
 }
@@ -140,13 +155,17 @@ impl Postgres {
             replica_max_lag: settings.replica_max_lag,
             direct,
             statements: settings.statements,
+            canceller: (settings.statements == Statements::Prepared).then(|| primary.canceller()),
             begin: format!(
                 "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = {limit_ms}; \
-                 SET LOCAL lock_timeout = {limit_ms}; SET LOCAL idle_in_transaction_session_timeout = {limit_ms}"
+                 SET LOCAL lock_timeout = {limit_ms}; SET LOCAL idle_in_transaction_session_timeout = {limit_ms}; {BEGUN}"
             ),
             statement_timeout: settings.statement_timeout,
             lookup_timeout: settings.lookup_timeout,
+            // One transaction of others, and its own.
+            write_timeout: settings.pool_timeout + settings.statement_timeout * 2,
             beside: Semaphore::new((settings.pool / 2).max(1)),
+            readers: Semaphore::new((settings.pool / 4).max(1)),
             shows_timeline: AtomicBool::new(true),
         };
         Ok(Self { inner: Arc::new(inner), writes: Arc::default() })
@@ -166,7 +185,7 @@ impl Postgres {
 
     /// [`Error::Schema`] if the schema is not up to date, or not ours; [`Error::Unavailable`] if nobody answers.
     pub async fn check_schema(&self) -> Result<()> {
-        let rows = self.inner.one(migrate::APPLIED, &[]).await?;
+        let rows = self.inner.one(migrate::APPLIED, &[]).await.map_err(migrate::not_ours)?;
         let applied = rows.iter().map(migrate::applied).collect::<Result<Vec<_>>>()?;
         match super::schema::pending(&MIGRATIONS, &applied)? {
             [] => Ok(()),
@@ -179,12 +198,16 @@ impl Postgres {
 }
 
 impl Inner {
-    /// One statement without a transaction around it: what reads little or writes one row. On the primary.
+    /// One statement, without a transaction around it if the server can be told to end it: what reads little or writes one row. On the primary.
     async fn one(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
         self.within(self.statement_timeout, &self.primary, sql, params).await
     }
 
     async fn within(&self, limit: Duration, pool: &Pool, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        if self.canceller.is_none() {
+            // The server's own limit is set by a transaction, which costs no round trip.
+            return Ok(self.flight(pool, &[(sql, params)]).await?.pop().unwrap_or_default());
+        }
         let session = self.session(pool).await?;
         limited(limit, async {
             let asked = async { session.query(session.prepare(sql, params).await?.as_ref(), sql, params).await };
@@ -195,9 +218,10 @@ impl Inner {
         .await
     }
 
-    /// A reading that may be long: limited by the server too, and to what look-ups leave.
-    async fn read(&self, pool: &Pool, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
-        let mut answers = self.transaction(pool, &[(sql, params)]).await?;
+    /// A reading that may be long, on the primary: limited to what look-ups and writes leave.
+    async fn read(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        let _reader = self.room(&self.readers).await?;
+        let mut answers = self.transaction(&[(sql, params)]).await?;
         Ok(answers.pop().unwrap_or_default())
     }
 
@@ -217,17 +241,37 @@ impl Inner {
     async fn again(&self, queries: &[Query<'_>]) -> std::result::Result<Vec<Vec<Row>>, Failed> {
         let mut attempts = 1;
         loop {
-            match self.transaction(&self.primary, queries).await {
+            match self.transaction(queries).await {
                 Err(failed) if failed.is_conflict && attempts < ATTEMPTS_MAX => attempts += 1,
+                Err(Failed { error: Error::Unavailable(why), is_unknown: true, is_conflict }) => {
+                    let error = Error::Unavailable(format!("{why}; whether it was written is not known"));
+                    return Err(Failed { error, is_conflict, is_unknown: true });
+                }
                 ended => return ended,
             }
         }
     }
 
+    /// On the primary, in what room look-ups leave.
+    async fn transaction(&self, queries: &[Query<'_>]) -> std::result::Result<Vec<Vec<Row>>, Failed> {
+        let _beside = self.room(&self.beside).await.map_err(Failed::unsent)?;
+        self.flight(&self.primary, queries).await
+    }
+
+    /// Waits as long as one that is under way may take.
+    async fn room<'a>(&self, among: &'a Semaphore) -> Result<SemaphorePermit<'a>> {
+        match tokio::time::timeout(self.statement_timeout, among.acquire()).await {
+            Ok(permit) => permit.map_err(|_| Error::Broken("it is closed".into())),
+            Err(_) => Err(Error::Unavailable(
+                "too many transactions are under way, which have half of the connections and listings a quarter: \
+                 postgres.pool says how many there are"
+                    .into(),
+            )),
+        }
+    }
+
     /// Everything in one flight: `BEGIN`, the queries, `COMMIT`, without waiting for an answer in between.
-    async fn transaction(&self, pool: &Pool, queries: &[Query<'_>]) -> std::result::Result<Vec<Vec<Row>>, Failed> {
-        let beside = async { self.beside.acquire().await.map_err(|_| Error::Broken("it is closed".into())) };
-        let _beside = limited(self.statement_timeout, beside).await.map_err(Failed::unsent)?;
+    async fn flight(&self, pool: &Pool, queries: &[Query<'_>]) -> std::result::Result<Vec<Vec<Row>>, Failed> {
         let session = self.session(pool).await.map_err(Failed::unsent)?;
         // Before it begins: to prepare one inside of it would let it wait for us.
         let preparing = async {
@@ -248,16 +292,16 @@ impl Inner {
         let Ok((begun, answers, committed)) = tokio::time::timeout(self.statement_timeout, flight).await else {
             return Err(Failed { error: too_late(self.statement_timeout), is_conflict: false, is_unknown: true });
         };
-        let result = begun.and_then(|()| answers.into_iter().collect()).map(|answers: Vec<_>| (answers, committed));
-        // After a statement that the server refused, COMMIT is a ROLLBACK: then nothing is unknown.
-        let (error, is_unknown) = match result {
-            Ok((answers, Ok(()))) => {
+        // Without its BEGIN each statement was a transaction of its own: see `BEGUN`.
+        let (error, is_unknown) = match (begun, answers.into_iter().collect(), committed) {
+            (Ok(()), Ok(answers), Ok(())) => {
                 session.end(None);
                 return Ok(answers);
             }
-            Ok((_, Err(error))) => (error, true),
-            Err(error) => {
-                let is_refused = error.code().is_some();
+            (Err(error), ..) | (_, Ok(_), Err(error)) => (error, true),
+            // After a statement that the server refused, COMMIT is a ROLLBACK: then nothing is unknown.
+            (_, Err(error), _) => {
+                let is_refused = refuses_statement(&error);
                 (error, !is_refused)
             }
         };
@@ -269,35 +313,43 @@ impl Inner {
     /// Waits as long as the pool lets it: `pool_timeout`, and `connect_timeout` for each host.
     async fn session(&self, pool: &Pool) -> Result<Session> {
         let object = pool.get().await.map_err(|error| explain_pool(&error))?;
-        Ok(Session { object: Held(Some(object)), statements: self.statements })
-    }
-
-    fn shows_timeline(&self) -> bool {
-        self.shows_timeline.load(Ordering::Relaxed)
+        Ok(Session {
+            object: Held { object: Some(object), canceller: self.canceller.clone() },
+            statements: self.statements,
+        })
     }
 }
 
 /// A connection for one call. It goes back into the pool only if its last answer has come: dropped before (a time-out,
-/// a caller that gave up), it is closed.
+/// a caller that gave up), the server is asked to cancel what it does, and it is closed.
 struct Session {
     object: Held,
     statements: Statements,
 }
 
-struct Held(Option<Object>);
+struct Held {
+    object: Option<Object>,
+    canceller: Option<Canceller>,
+}
 
 impl std::ops::Deref for Held {
     type Target = Object;
 
     fn deref(&self) -> &Object {
-        self.0.as_ref().expect("taken only when it is dropped")
+        self.object.as_ref().expect("taken only when it is dropped")
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(object) = self.0.take() {
-            drop(Object::take(object));
+        let Some(object) = self.object.take() else { return };
+        let client = Object::take(object);
+        // A server that waits for a lock does not see that we are gone: its processes would pile up until it takes no
+        // more connections.
+        if let (Some(canceller), Ok(runtime)) = (self.canceller.take(), tokio::runtime::Handle::try_current())
+            && !client.is_closed()
+        {
+            runtime.spawn(async move { canceller.cancel(&client).await });
         }
     }
 }
@@ -334,8 +386,9 @@ impl Session {
 
     /// All answers have come; one of them may be an error.
     fn end(mut self, error: Option<&tokio_postgres::Error>) {
-        if error.is_none_or(spares_connection) {
-            drop(self.object.0.take());
+        let object = self.object.object.take();
+        if !error.is_none_or(spares_connection) {
+            drop(object.map(Object::take));
         }
     }
 }

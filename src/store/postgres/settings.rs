@@ -73,7 +73,7 @@ impl Postgres {
 
     /// All keys, or the one with this id.
     pub async fn keys(&self, id: Option<&str>) -> Result<Vec<KeyRecord>> {
-        self.inner.read(&self.inner.primary, KEYS, &[(&id, Type::TEXT)]).await?.iter().map(record).collect()
+        self.inner.one(KEYS, &[(&id, Type::TEXT)]).await?.iter().map(record).collect()
     }
 
     pub async fn revoke_key(&self, id: &str, now: UnixMillis) -> Result<bool> {

@@ -79,11 +79,11 @@ impl Postgres {
             }
             WarmWhat::Tag(tag) => {
                 let params: [Param<'_>; 2] = [(tag, Type::TEXT), (&i64::from(limit), Type::INT8)];
-                keys(self.inner.read(&self.inner.primary, OF_TAG, &params).await?)
+                keys(self.inner.read(OF_TAG, &params).await?)
             }
             WarmWhat::Top(count) => {
                 let limit = i64::from(limit.min(*count));
-                keys(self.inner.read(&self.inner.primary, TOP, &[(&limit, Type::INT8)]).await?)
+                keys(self.inner.read(TOP, &[(&limit, Type::INT8)]).await?)
             }
         }
     }

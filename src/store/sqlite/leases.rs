@@ -10,11 +10,7 @@ use rusqlite::{OptionalExtension, Result, params};
 use super::Writing;
 use crate::codes::snowflake::WORKERS;
 use crate::domain::time;
-use crate::store::row::WorkerLease;
-
-/// How far a new generation moves every worker id, in milliseconds: a day. Leases of the lost transactions reached at
-/// most the longest lease past the clock.
-const LOST_MS: u64 = 86_400_000;
+use crate::store::row::{LEASES_LOST_MS, WorkerLease};
 
 pub fn begin_generation(tx: &mut Writing<'_>, seen: u64) -> Result<u64> {
     let begun =
@@ -29,7 +25,7 @@ pub fn begin_generation(tx: &mut Writing<'_>, seen: u64) -> Result<u64> {
                    SELECT id, 1, '', ?2 + ?3, 0 FROM ids WHERE true
                  ON CONFLICT (worker_id) DO UPDATE SET epoch = epoch + 1000, until_ms = max(until_ms, ?2) + ?3",
             )?
-            .execute(params![WORKERS, time::now().0, LOST_MS])?;
+            .execute(params![WORKERS, time::now().0, LEASES_LOST_MS])?;
     }
     tx.db.prepare_cached("SELECT generation FROM feed")?.query_row([], |row| row.get(0))
 }
@@ -94,7 +90,7 @@ pub fn release_worker(tx: &mut Writing<'_>, lease: &WorkerLease, used_ms: u64) -
 
 #[cfg(test)]
 mod tests {
-    use super::{LOST_MS, WORKERS, begin_generation, lease_worker, release_worker, renew_worker};
+    use super::{LEASES_LOST_MS, WORKERS, begin_generation, lease_worker, release_worker, renew_worker};
     use crate::store::row::WorkerLease;
     use crate::store::sqlite::tests::{fresh, write};
     use rusqlite::Connection;
@@ -159,10 +155,10 @@ mod tests {
         assert_eq!(write(&db, 0, |tx| begin_generation(tx, generation)), generation + 1);
         assert_eq!(write(&db, 0, |tx| begin_generation(tx, generation)), generation + 1, "somebody else was faster");
         assert_eq!(write(&db, 0, |tx| renew_worker(tx, &held, far, 1)), None);
-        let from_ms = far + LONG_MS + LOST_MS + 1;
+        let from_ms = far + LONG_MS + LEASES_LOST_MS + 1;
         check(lease(&db, "a", Some(3), far, 0), 3, 1002, from_ms, from_ms);
         // One that the store has never heard of may have been leased in what was lost.
         let unknown = lease(&db, "b", Some(900), 0, 0).unwrap();
-        assert!(unknown.from_ms > LOST_MS, "{unknown:?}");
+        assert!(unknown.from_ms > LEASES_LOST_MS, "{unknown:?}");
     }
 }

@@ -266,24 +266,7 @@ pub fn change(tx: &mut Writing<'_>, key: Key, change: &Change, now: UnixMillis) 
         return Ok(None);
     };
     let mut after = before.clone();
-    let what = match change {
-        Change::Edit(patch) => {
-            patch.apply(&mut after.fields);
-            "edit"
-        }
-        Change::Disable => {
-            after.disabled_at = after.disabled_at.or(Some(now));
-            "disable"
-        }
-        Change::Enable => {
-            after.disabled_at = None;
-            "enable"
-        }
-        Change::Delete => {
-            after.deleted_at = Some(now);
-            "delete"
-        }
-    };
+    let what = change.apply(&mut after, now);
     save(tx, &before, after, what, now).map(Some)
 }
 
