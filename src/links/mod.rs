@@ -582,13 +582,14 @@ mod tests {
         let links = open().await;
         assert_eq!((links.next_id().await.unwrap(), links.next_id().await.unwrap()), (1, 2));
         let before = links.generate().await.unwrap();
-        links.set_generation(0);
+        let generation = store.position().await.unwrap().generation;
+        links.set_generation(generation);
         assert_eq!(links.next_id().await.unwrap(), 3, "it is the same");
 
-        assert_eq!(store.begin_generation(0).await.unwrap(), 1);
+        assert_eq!(store.begin_generation(generation).await.unwrap(), generation + 1);
         // As a standby that knows of none of the leases.
         rusqlite::Connection::open(&path).unwrap().execute("DELETE FROM ranges", []).unwrap();
-        links.set_generation(1);
+        links.set_generation(generation + 1);
         assert_eq!(links.next_id().await.unwrap(), LEASE + 1, "past all that it was given before");
         assert_eq!(links.next_id().await.unwrap(), LEASE + 2);
         links.generate().await.unwrap();
