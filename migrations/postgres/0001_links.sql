@@ -79,7 +79,8 @@ CREATE TABLE link_changes (
   what      text NOT NULL,                -- create, replace, edit, disable, enable, delete, used_up
   before    text                          -- JSON of the link before it; NULL: there was none
 );
-CREATE INDEX link_changes_by_code ON link_changes (domain_id, code, version);
+-- Creations are left out: a link itself says when it was made.
+CREATE INDEX link_changes_by_code ON link_changes (domain_id, code, version) WHERE what <> 'create';
 CREATE INDEX link_changes_edits ON link_changes (version) WHERE what <> 'create';
 
 -- Numbers that servers lease a thousand at a time.
