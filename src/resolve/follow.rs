@@ -215,8 +215,10 @@ impl Follower {
                 let hash = memory.hash(&change.key);
                 memory.feed.note(hash, change.version, change.created);
                 memory.negative.remove(hash, &change.key);
-                // A link that was just created is in nobody's memory.
-                memory.shards.remove(hash, &change.key, !change.created);
+                // Of a link that was just created nothing older is in memory, and what is there may be it.
+                if !change.created {
+                    memory.shards.remove(hash, &change.key);
+                }
                 memory.feed.advance(change.version);
             }
             if changes.last().is_some_and(|last| last.version >= end.version) {

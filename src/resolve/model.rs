@@ -188,7 +188,9 @@ impl Process {
         let hash = self.memory.hash(&key);
         self.memory.feed.note(hash, version, created);
         self.memory.negative.remove(hash, &key);
-        self.memory.shards.remove(hash, &key, !created);
+        if !created {
+            self.memory.shards.remove(hash, &key);
+        }
         self.noted = version;
     }
 

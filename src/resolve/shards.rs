@@ -189,14 +189,12 @@ impl Shards {
         true
     }
 
-    /// Forgets `key`. With `bump`, copies elsewhere are no longer believed either.
-    pub fn remove(&self, hash: u64, key: &Key, bump: bool) {
+    /// Forgets `key`; copies elsewhere are no longer believed either.
+    pub fn remove(&self, hash: u64, key: &Key) {
         let shard = self.shard(hash);
         let mut log = shard.lock();
         log.forget(hash, key);
-        if bump {
-            shard.epoch.0.fetch_add(1, Ordering::Release);
-        }
+        shard.epoch.0.fetch_add(1, Ordering::Release);
     }
 
     /// Forgets everything.
@@ -521,7 +519,7 @@ mod tests {
     enum Step {
         Insert { key: u16, length: usize, believed: bool },
         Get(u16),
-        Remove { key: u16, bump: bool },
+        Remove(u16),
         ForEach,
         Clear,
     }
@@ -532,7 +530,7 @@ mod tests {
         let step = prop_oneof![
             200 => (key.clone(), length, prop::bool::weighted(0.9)).prop_map(|(key, length, believed)| Step::Insert { key, length, believed }),
             200 => key.clone().prop_map(Step::Get),
-            20 => (key, any::<bool>()).prop_map(|(key, bump)| Step::Remove { key, bump }),
+            20 => key.prop_map(Step::Remove),
             1 => Just(Step::ForEach),
             1 => Just(Step::Clear),
         ];
@@ -575,12 +573,12 @@ mod tests {
                             prop_assert_eq!(hit.epoch, epoch);
                         }
                     }
-                    Step::Remove { key: number, bump } => {
+                    Step::Remove(number) => {
                         let key = key(number);
                         let epoch = shards.epoch(hash_of(&key));
-                        shards.remove(hash_of(&key), &key, bump);
+                        shards.remove(hash_of(&key), &key);
                         prop_assert!(shards.get(hash_of(&key), &key).is_none());
-                        prop_assert_eq!(shards.epoch(hash_of(&key)) != epoch, bump);
+                        prop_assert_ne!(shards.epoch(hash_of(&key)), epoch);
                         model.remove(&number);
                     }
                     Step::ForEach => {

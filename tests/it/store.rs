@@ -1277,7 +1277,8 @@ fn the_schema_is_checked_and_migrated() {
         let (client, connection) = tokio_postgres::connect(pooled.url.expose(), NoTls).await.unwrap();
         tokio::spawn(connection);
         let left = "SELECT current_setting('lock_timeout') || current_setting('client_min_messages')
-          || (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')";
+          || (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
         assert_eq!(client.query_typed(left, &[]).await.unwrap()[0].get::<_, &str>(0), "0notice0");
 
         servers.run("postgres", "CREATE DATABASE foreigner").await;
