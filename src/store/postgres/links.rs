@@ -2,7 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
+use std::time::Duration;
 use tokio_postgres::Row;
+
 use tokio_postgres::types::{ToSql, Type};
 
 use super::{ATTEMPTS_MAX, Inner, NO_TIMELINE, Param, Postgres, TIMELINE, bigint, get, limited, number, only};
@@ -67,6 +69,9 @@ const CHANGE_TIMELINE: &str = "WITH begun AS (
   ) UPDATE worker_leases SET epoch = epoch + 1000,
     until_ms = greatest(until_ms, (extract(epoch FROM now()) * 1000)::int8) + $3
     WHERE $1 <> '' AND EXISTS (SELECT 1 FROM begun)";
+/// The longest wait of a change that met another one: 128 ms.
+const AGAIN_MS_LOG2_MAX: u32 = 7;
+
 impl Postgres {
     pub async fn look_up(&self, keys: &[Key]) -> Result<Vec<Found>> {
         let (domains, codes) = columns(keys);
@@ -157,7 +162,12 @@ impl Postgres {
     }
 
     pub async fn change(&self, key: Key, change: &Change, now: UnixMillis) -> Result<Option<Link>> {
-        for _ in 0..ATTEMPTS_MAX {
+        for attempt in 0..ATTEMPTS_MAX {
+            // Those who change one link at a time come at different times again.
+            if attempt > 0 {
+                let wait_ms = rand::random_range(0..=1 << attempt.min(AGAIN_MS_LOG2_MAX));
+                tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+            }
             let Some(before) = self.link(key).await?.filter(|link| link.deleted_at.is_none()) else {
                 return Ok(None);
             };
