@@ -203,8 +203,13 @@ fn an_instance_that_slept_over_its_lease_makes_no_code_of_another() {
     let (setup, first) = Server::new(&config);
     let mut codes = Vec::new();
     links(&first, &mut codes);
-    first.signal(Signal::STOP);
     let store = setup.store();
+    first.signal(Signal::STOP);
+    // Not in the middle of a write: with SQLite nobody could write then.
+    while !store.is_writable() {
+        first.signal(Signal::CONT);
+        first.signal(Signal::STOP);
+    }
     eventually(LIMIT, "the lease is over", || store.takes_worker(7));
     let second = setup.start();
     links(&second, &mut codes);

@@ -520,6 +520,11 @@ impl Direct {
         self.runtime.block_on(check(&self.store));
     }
 
+    /// Whether nobody who sleeps holds a lock.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.runtime.block_on(self.store.present("another".to_owned(), true, time::now())).is_ok()
+    }
+
     /// Takes a worker id, for no time at all; false while somebody has it.
     pub(crate) fn takes_worker(&self, id: u16) -> bool {
         self.ask(self.store.lease_worker("another".to_owned(), Some(id), 0, 0)).is_some()

@@ -1,10 +1,9 @@
 //! Links and their changes in Postgres; how they are made is in `insert`.
 
 use std::sync::atomic::Ordering;
-
 use std::time::Duration;
-use tokio_postgres::Row;
 
+use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::{ATTEMPTS_MAX, Inner, NO_TIMELINE, Param, Postgres, TIMELINE, bigint, get, limited, number, only};
