@@ -34,11 +34,11 @@ use connect::{CONNECT_TIMEOUT, Form, Line, Target};
 /// A longer value is none of ours.
 pub const VALUE_BYTES_MAX: usize = 16 << 10;
 /// Keys to be written that wait.
-pub const WRITES_MAX: usize = 2048;
+pub const WRITES_MAX: usize = 16_384;
 /// Tokio's timers go off up to this late: their wheel counts whole milliseconds, and so does `epoll_wait`.
 const TIMER: Duration = Duration::from_millis(2);
 /// Writes that share a round trip.
-const WRITES_AT_ONCE: usize = 128;
+const WRITES_AT_ONCE: usize = 512;
 /// How often a Redis that is left alone may be asked whether it is back; its breaker lets less through.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// A subscription on which nothing came for so long is asked whether it lives.
