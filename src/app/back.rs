@@ -66,39 +66,79 @@ pub async fn remember(follower: Arc<Follower>) {
     }
 }
 
+/// What hears the hints of a dependency, and says once when they cease and once when they are back.
+struct Ear {
+    dependency: &'static str,
+    follower: Arc<Follower>,
+    backoff: Backoff,
+    deaf: bool,
+}
+
+impl Ear {
+    fn new(dependency: &'static str, follower: Arc<Follower>) -> Self {
+        Self { dependency, follower, backoff: Backoff::new(), deaf: false }
+    }
+
+    fn listens(&mut self) {
+        if std::mem::take(&mut self.deaf) {
+            tracing::info!(dependency = self.dependency, "changes are hinted at again");
+        }
+        self.backoff = Backoff::new();
+        // What was said before it listened.
+        self.follower.hint();
+    }
+
+    async fn lost(&mut self, error: impl std::fmt::Display) {
+        if !std::mem::replace(&mut self.deaf, true) {
+            tracing::warn!(
+                dependency = self.dependency,
+                %error,
+                "changes of other instances are not hinted at: they show within a second"
+            );
+        }
+        self.backoff.wait().await;
+    }
+}
+
 /// Hints by way of Redis.
 pub async fn redis_hints(redis: Redis, follower: Arc<Follower>) {
-    let mut backoff = Backoff::new();
+    let mut ear = Ear::new("redis", follower);
     loop {
-        if let Ok(mut hints) = redis.hints().await {
-            backoff = Backoff::new();
-            // What was said before it listened.
-            follower.hint();
-            while hints.next().await.is_ok() {
-                follower.hint();
+        let lost = match redis.hints().await {
+            Ok(mut hints) => {
+                ear.listens();
+                loop {
+                    match hints.next().await {
+                        Ok(()) => ear.follower.hint(),
+                        Err(lost) => break lost,
+                    }
+                }
             }
-        }
-        backoff.wait().await;
+            Err(lost) => lost,
+        };
+        ear.lost(lost).await;
     }
 }
 
 /// Hints of the store itself.
 pub async fn store_hints(postgres: Postgres, follower: Arc<Follower>) {
-    let mut backoff = Backoff::new();
+    let mut ear = Ear::new("store", follower);
     loop {
-        match postgres.listen().await {
+        let lost = match postgres.listen().await {
             // Behind a pooler without a direct way to the store nobody hints; the poll finds out within a second.
             Ok(None) => return,
             Ok(Some(mut hints)) => {
-                backoff = Backoff::new();
-                follower.hint();
-                while hints.next().await.is_ok() {
-                    follower.hint();
+                ear.listens();
+                loop {
+                    match hints.next().await {
+                        Ok(()) => ear.follower.hint(),
+                        Err(lost) => break lost,
+                    }
                 }
             }
-            Err(_) => {}
-        }
-        backoff.wait().await;
+            Err(lost) => lost,
+        };
+        ear.lost(lost).await;
     }
 }
 
