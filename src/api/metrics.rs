@@ -177,19 +177,21 @@ impl Collector for Scrape {
         let hits = |tier: Tier| -> u64 { instance.cores().map(|core| core.http.answers(tier)).sum() };
         let (hot, shards) = (hits(Tier::Hot), hits(Tier::Shards));
         let (redis, store) = (hits(Tier::Redis), hits(Tier::Store));
+        let tiers_with = |mut rows: Vec<(Vec<Label>, u64)>, of_redis: u64| {
+            // Without a Redis there is no such tier.
+            rows.extend(instance.redis().map(|_| (label("tier", "redis"), of_redis)));
+            rows
+        };
         sheet.counter(
             "waypost_cache_hits",
             "Answers out of this tier.",
-            [(label("tier", "hot"), hot), (label("tier", "shards"), shards), (label("tier", "redis"), redis)],
+            tiers_with(vec![(label("tier", "hot"), hot), (label("tier", "shards"), shards)], redis),
         )?;
+        let (past_hot, past_shards) = (shards + redis + store, redis + store);
         sheet.counter(
             "waypost_cache_misses",
             "Questions that this tier could not answer.",
-            [
-                (label("tier", "hot"), shards + redis + store),
-                (label("tier", "shards"), redis + store),
-                (label("tier", "redis"), store),
-            ],
+            tiers_with(vec![(label("tier", "hot"), past_hot), (label("tier", "shards"), past_shards)], store),
         )?;
         let figures = instance.memory().shards.figures();
         sheet.counter(
