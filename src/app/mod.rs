@@ -41,7 +41,7 @@ use crate::resolve::through::Through;
 use crate::resolve::tier::Remote;
 use crate::resolve::value::StoredAsOf;
 use crate::resolve::warm::Warm;
-use crate::resolve::{Defaults, Memory, Resolver};
+use crate::resolve::{Defaults, Memory, Resolver, Share};
 use crate::store::Store;
 use back::WarmFile;
 use opening::{Opened, Opening};
@@ -135,7 +135,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     let looking_up = Arc::new(Semaphore::new(lookups_max));
     let (lookups, asked) = mpsc::channel(ask::QUESTIONS_MAX);
     let (to_workers, answers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::channel(ask::ANSWERS_MAX)).unzip();
-    let remote = redis.clone().zip(config.redis.as_ref()).map(|(redis, settings)| Remote::new(redis, &settings.prefix));
+    let remote = redis.clone().map(Remote::new);
     let flight = flight::Setup {
         memory: Arc::clone(&memory),
         store: store.clone(),
@@ -146,19 +146,14 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         answers: to_workers,
     };
     flight::spawn(flight, asked)?;
+    let share = Share::new(looking_up, lookups_max);
     let through = remote.map(|remote| {
-        let (memory, store, lookups) = (Arc::clone(&memory), store.clone(), Arc::clone(&looking_up));
-        let (through, run) = Through::start(memory, store, remote, lookups, lookups_max);
+        let (through, run) = Through::start(Arc::clone(&memory), store.clone(), remote, share.clone());
         vital(tokio::spawn(run));
         through
     });
-    let preload = Preload {
-        memory: Arc::clone(&memory),
-        store: store.clone(),
-        lookups: looking_up,
-        lookups_max,
-        instance: id.as_str().to_owned(),
-    };
+    let preload =
+        Preload { memory: Arc::clone(&memory), store: store.clone(), share, instance: id.as_str().to_owned() };
     vital(tokio::spawn(preload.run(follower.seen())));
     vital(tokio::spawn(back::generations(follower.seen(), Arc::clone(&links))));
     vital(tokio::spawn(back::present(store.clone(), id.as_str().to_owned())));

@@ -1,7 +1,7 @@
 //! `waypost serve`: the server's life, from its configuration to its last answer.
 
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Common, Failure, Outcome, configure, database, print};
+use super::{Common, Failure, Outcome, configure, database, print, store_name};
 use crate::accept::listener::{Listen, reachable};
 use crate::app::{self, Running};
 use crate::config::load::{Flags, Loaded};
@@ -64,14 +64,11 @@ async fn live(loaded: &Loaded) -> Outcome {
     let config = &loaded.config;
     let file = loaded.file.as_ref().map_or("none".to_owned(), |file| file.display().to_string());
     // What the other commands say in a sentence; stderr has log lines alone here.
-    tracing::info!(config = file, store = place(loaded), "starting");
+    tracing::info!(config = file, store = store_name(loaded), "starting");
     let key_file = config.data.join("admin.key");
     let store = match &config.postgres {
         // It may be away, and is migrated when it is there: see `app::opening`.
-        Some(settings) => {
-            make_folder(&config.data)?;
-            Store::Postgres(Postgres::open(settings)?)
-        }
+        Some(settings) => Store::Postgres(Postgres::open(settings)?),
         None => {
             let path = database(loaded);
             for migration in sqlite::migrate(&path)? {
@@ -100,7 +97,7 @@ async fn live(loaded: &Loaded) -> Outcome {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         config = file,
-        store = place(loaded),
+        store = store_name(loaded),
         listeners = ?running.addresses.iter().map(|listen| listen.address.to_string()).collect::<Vec<_>>(),
         workers = running.instance.cores().count(),
         "started"
@@ -116,20 +113,6 @@ async fn live(loaded: &Loaded) -> Outcome {
     running.serve(stop, config.shutdown.drain, config.shutdown.grace).await;
     tracing::info!("stopped");
     Ok(())
-}
-
-/// Where links are kept, as a person calls it.
-fn place(loaded: &Loaded) -> String {
-    match &loaded.config.postgres {
-        Some(settings) => settings.url.to_string(),
-        None => database(loaded).display().to_string(),
-    }
-}
-
-/// The folder of what an instance has of its own, though its links lie elsewhere.
-fn make_folder(folder: &Path) -> anyhow::Result<()> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.with_context(|| format!("cannot make the folder {}", folder.display()))
 }
 
 /// A new store gets an admin key; it lies in a file that only its owner reads, and is printed nowhere.

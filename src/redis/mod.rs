@@ -186,14 +186,12 @@ impl Redis {
         count(&self.link.counters.garbage, 1);
     }
 
-    /// Writes values soon, for `redis.ttl` less up to a tenth. Nobody learns whether it worked.
-    pub fn set_many(&self, entries: Vec<(Vec<u8>, Vec<u8>)>) {
-        for (key, value) in entries {
-            if value.len() > VALUE_BYTES_MAX {
-                count(&self.link.counters.dropped, 1);
-            } else {
-                self.write(Write::Set { key, value });
-            }
+    /// Writes a value soon, for `redis.ttl` less up to a tenth. Nobody learns whether it worked.
+    pub fn set(&self, key: Vec<u8>, value: Vec<u8>) {
+        if value.len() > VALUE_BYTES_MAX {
+            count(&self.link.counters.dropped, 1);
+        } else {
+            self.write(Write::Set { key, value });
         }
     }
 

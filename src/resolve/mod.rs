@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use crate::domain::key::Key;
 use crate::domain::link::{Entry, Validity};
@@ -152,6 +152,28 @@ impl Memory {
     pub fn keep_missing(&self, hash: u64, key: &Key, as_of: AsOf, now: UnixMillis) -> bool {
         let believed = || self.feed.believes(hash, as_of, Read::Absence);
         self.negative.insert(hash, key, now.after(self.negative_ttl), believed)
+    }
+}
+
+/// What others than visitors may look up at once: a quarter of all, so that visitors come first.
+#[derive(Clone, Debug)]
+pub struct Share {
+    lookups: Arc<Semaphore>,
+    /// Keys of one read. On the embedded store, 64 of them keep its thread for less than a millisecond.
+    pub keys_max: usize,
+}
+
+impl Share {
+    /// `lookups` is what visitors' look-ups take from, `lookups_max` its size.
+    #[must_use]
+    pub fn new(lookups: Arc<Semaphore>, lookups_max: usize) -> Self {
+        Self { lookups, keys_max: (lookups_max / 4).clamp(1, 64) }
+    }
+
+    /// Waits until `keys` more may be looked up; they are under way as long as the permit lives. None would be a
+    /// semaphore that is closed, which nobody does.
+    pub async fn take(&self, keys: usize) -> Option<SemaphorePermit<'_>> {
+        self.lookups.acquire_many(u32::try_from(keys).unwrap_or(u32::MAX)).await.ok()
     }
 }
 

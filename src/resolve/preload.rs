@@ -10,9 +10,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
-use super::Memory;
+use super::{Memory, Share};
 use crate::domain::key::Key;
 use crate::domain::time;
 use crate::store::row::{Found, Position, WarmReport};
@@ -20,8 +20,6 @@ use crate::store::{Result, Store};
 
 /// Links of one request.
 const KEYS_MAX: u32 = 1_000_000;
-/// Keys of one read: on the embedded store it keeps its thread for less than a millisecond.
-const CHUNK_MAX: usize = 64;
 /// How often a pinned link that gave way, or changed, is looked after.
 const PINS_EVERY: Duration = Duration::from_secs(1);
 /// A value that was changed while it was read is read again this often.
@@ -31,9 +29,7 @@ const ATTEMPTS_MAX: u32 = 5;
 pub struct Preload {
     pub memory: Arc<Memory>,
     pub store: Store,
-    /// What flight takes from, too.
-    pub lookups: Arc<Semaphore>,
-    pub lookups_max: usize,
+    pub share: Share,
     /// The name of this instance in the reports.
     pub instance: String,
 }
@@ -102,10 +98,10 @@ impl Preload {
 
     async fn load(&self, keys: &[Key]) -> Result<Loaded> {
         let mut outcome = Loaded::default();
-        for chunk in keys.chunks((self.lookups_max / 4).clamp(1, CHUNK_MAX)) {
+        for chunk in keys.chunks(self.share.keys_max) {
             let mut left = chunk.to_vec();
             for _ in 0..ATTEMPTS_MAX {
-                let _share = self.lookups.acquire_many(left.len() as u32).await;
+                let _share = self.share.take(left.len()).await;
                 let as_of = self.memory.feed.now();
                 let found = self.store.look_up(left.clone()).await?;
                 let mut again = Vec::new();

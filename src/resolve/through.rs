@@ -7,36 +7,28 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
-use super::Memory;
 use super::tier::Remote;
+use super::{Memory, Share};
 use crate::domain::key::Key;
 use crate::store::Store;
 use crate::store::row::Found;
 
 const WAITING_MAX: usize = 4096;
-/// Keys of one read.
-const CHUNK_MAX: usize = 64;
 
 /// Where creates are told.
 #[derive(Clone, Debug)]
 pub struct Through(mpsc::Sender<Key>);
 
 impl Through {
-    /// Starts the task that writes. `lookups` is what visitors' look-ups take from, `lookups_max` its size.
-    pub fn start(
-        memory: Arc<Memory>,
-        store: Store,
-        remote: Remote,
-        lookups: Arc<Semaphore>,
-        lookups_max: usize,
-    ) -> (Self, impl Future<Output = ()>) {
+    /// Where creates are told, and the task that writes.
+    pub fn start(memory: Arc<Memory>, store: Store, remote: Remote, share: Share) -> (Self, impl Future<Output = ()>) {
         let (sender, mut created) = mpsc::channel(WAITING_MAX);
         let run = async move {
             let mut keys = Vec::new();
-            while created.recv_many(&mut keys, (lookups_max / 4).clamp(1, CHUNK_MAX)).await > 0 {
-                let _share = lookups.acquire_many(keys.len() as u32).await;
+            while created.recv_many(&mut keys, share.keys_max).await > 0 {
+                let _taken = share.take(keys.len()).await;
                 let as_of = memory.feed.now().stored;
                 // A store that fails now is noticed by those who need it.
                 if let Ok(found) = store.look_up(keys.clone()).await {

@@ -21,8 +21,8 @@ pub struct Remote {
 
 impl Remote {
     #[must_use]
-    pub fn new(redis: Redis, prefix: &str) -> Self {
-        Self { redis, prefix: format!("{prefix}l:") }
+    pub fn new(redis: Redis) -> Self {
+        Self { prefix: format!("{}l:", redis.prefix()), redis }
     }
 
     /// `waypost:l:` + the domain's number + `:` + code.
@@ -50,7 +50,7 @@ impl Remote {
     pub fn put(&self, key: &Key, entry: &Entry, as_of: StoredAsOf) {
         // Each visit of a limited link is taken from the store.
         if !entry.rules.limited {
-            self.redis.set_many(vec![(self.name(key), value::encode(entry, as_of))]);
+            self.redis.set(self.name(key), value::encode(entry, as_of));
         }
     }
 }

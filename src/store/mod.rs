@@ -20,8 +20,8 @@ use row::{
     WarmWhat, WorkerLease,
 };
 
-/// Why the store did not do it.
-#[derive(Debug, thiserror::Error)]
+/// Why the store did not do it. Those who shared a transaction are told the same.
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// It may work in a moment: locked by another process, a full queue, a full disk.
     #[error("the store is not available: {0}")]

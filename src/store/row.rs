@@ -1,6 +1,6 @@
 //! What goes into a store and comes out of it, beside links and entries.
 
-use crate::domain::key::{DomainId, Key};
+use crate::domain::key::{Case, Code, DomainId, Key};
 use crate::domain::link::{Entry, Fields, Link, LinkId};
 use crate::domain::target::Target;
 use crate::domain::time::UnixMillis;
@@ -166,6 +166,18 @@ pub enum WarmWhat {
     Tag(String),
     /// The most visited.
     Top(u32),
+}
+
+impl WarmWhat {
+    /// The keys of [`WarmWhat::Codes`], at most `limit`. What is no code has no link.
+    #[must_use]
+    pub fn keys(codes: &[(u16, String)], limit: u32) -> Vec<Key> {
+        let parsed = |(domain, code): &(u16, String)| {
+            let code = Code::parse(code.as_bytes(), Case::Sensitive).ok()?;
+            Some(Key { domain: DomainId(*domain), code })
+        };
+        codes.iter().filter_map(parsed).take(limit as usize).collect()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -63,7 +63,7 @@ impl Client {
     }
 
     fn set(&self, key: &str, value: &str) {
-        self.redis.set_many(vec![(key.into(), value.into())]);
+        self.redis.set(key.into(), value.into());
     }
 
     #[track_caller]
@@ -108,7 +108,7 @@ fn check(settings: &config::Redis) {
     client.wait_until_it_answers();
     client.wait_until_it_keeps("t:a", "one");
     let mut hints = client.hints().unwrap();
-    client.redis.set_many(vec![("t:b".into(), "two".into())]);
+    client.redis.set("t:b".into(), "two".into());
     client.redis.publish(b"7".to_vec());
     client.hint(&mut hints).unwrap();
     // The hint came behind the writes.
@@ -178,7 +178,7 @@ fn garbage_is_a_miss_of_its_key_alone() {
     let after = client.redis.figures();
     assert_eq!((after.hits - before.hits, after.misses - before.misses, after.garbage - before.garbage), (3, 1, 2));
     // A value that nobody could read again is not written.
-    client.redis.set_many(vec![("t:long".into(), vec![0; VALUE_BYTES_MAX + 1])]);
+    client.redis.set("t:long".into(), vec![0; VALUE_BYTES_MAX + 1]);
     assert_eq!(client.redis.figures().dropped, before.dropped + 1);
     // Not one of a hundred is sent whole: together they would be 10 GB.
     let begun = time::monotonic();
@@ -271,7 +271,7 @@ fn a_flood_of_writes_is_bounded() {
     let client = Client::of(&server.url());
     server.freeze();
     let writes = 4 * WRITES_MAX as u64;
-    client.redis.set_many((0..writes).map(|n| (format!("t:{n}").into_bytes(), b"x".to_vec())).collect());
+    (0..writes).for_each(|n| client.redis.set(format!("t:{n}").into_bytes(), b"x".to_vec()));
     // What the task took up meanwhile is dropped one by one, too.
     let dropped = client.redis.figures().dropped;
     assert!((writes / 2..writes).contains(&dropped), "{dropped} of {writes} were dropped");
@@ -455,7 +455,7 @@ fn a_cluster_answers_right_or_not_at_all() {
         }
         found.iter().flatten().count()
     };
-    client.redis.set_many(values.iter().map(|(key, value)| (key.clone().into(), value.clone().into())).collect());
+    values.iter().for_each(|(key, value)| client.redis.set(key.clone().into(), value.clone().into()));
     eventually(LIMIT, "all are there", || right() == keys.len());
 
     let id = |server: &Server| server.cli(&["cluster", "myid"]);

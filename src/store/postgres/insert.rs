@@ -301,9 +301,9 @@ async fn write_group(inner: &Inner, group: Vec<Write>) {
     for write in group {
         // Nobody listens when the request was given up meanwhile: what was written stands all the same.
         match write {
-            Write::Insert { reply, .. } => drop(reply.send(made.as_ref().map(Arc::clone).map_err(again))),
+            Write::Insert { reply, .. } => drop(reply.send(made.as_ref().map(Arc::clone).map_err(Error::clone))),
             Write::Visit { id, reply, .. } => {
-                let taken = granted.as_mut().map_err(|error| again(error)).map(|granted| match granted.get_mut(&id) {
+                let taken = granted.as_mut().map_err(|error| error.clone()).map(|granted| match granted.get_mut(&id) {
                     Some(left) if *left > 0 => {
                         *left -= 1;
                         true
@@ -334,22 +334,13 @@ async fn outcome(
                 true => inner.made_after_all(links).await.ok().filter(|made| !made.is_empty()),
                 false => None,
             };
-            (found.ok_or_else(|| again(&failed.error)), Err(failed.error))
+            (found.ok_or_else(|| failed.error.clone()), Err(failed.error))
         }
     }
 }
 
 fn link_ids(rows: &[Row]) -> Result<HashSet<LinkId>> {
     rows.iter().map(|row| number(row, 0).map(LinkId)).collect()
-}
-
-/// The same error for another of those who shared the transaction.
-fn again(error: &Error) -> Error {
-    match error {
-        Error::Unavailable(why) => Error::Unavailable(why.clone()),
-        Error::Broken(why) => Error::Broken(why.clone()),
-        Error::Schema(why) => Error::Schema(why.clone()),
-    }
 }
 
 /// Links by columns: a row more costs its values, and no statement.

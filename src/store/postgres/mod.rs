@@ -6,9 +6,9 @@
 //! and with `statements = "unnamed"` no named statement), so that a pooler may give each transaction another connection.
 //! At its limit: every statement or transaction ends `statement_timeout` after it got a connection as
 //! [`Error::Unavailable`] (look-ups: after `lookup_timeout` in all), its connection is closed, and the server ends it
-//! too: because it is asked to cancel it, or by the time-out of its transaction. A call may be several of them, and each waits for a connection and for room before. Transactions leave half
-//! of the pool to look-ups and polls, and listings half of that to what writes; creates and visits wait in a bounded queue,
-//! for as long as `insert` says. What ended by its time may have been written all the same, or be written a moment later:
+//! too: because it is asked to cancel it, or by the time-out of its transaction. A call may be several of them, and each
+//! waits for a connection and for room before. Transactions leave half of the pool to look-ups and polls, and listings
+//! half of that to what writes; creates and visits wait in a bounded queue, for as long as `insert` says. What ended by its time may have been written all the same, or be written a moment later:
 //! where it can be told it is asked for, else the error says so.
 //!
 //! Links change in one way only, see `Inner::write`: lock the row of the feed, change, give versions from that row, update
@@ -66,11 +66,11 @@ type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 /// A constant text and its values.
 type Query<'a> = (&'a str, &'a [Param<'a>]);
 
-/// A handle; the writer ends when the last one is dropped.
+/// A handle; the writers end when the last one is dropped.
 #[derive(Clone, Debug)]
 pub struct Postgres {
     inner: Arc<Inner>,
-    /// To the writer, which starts with the first write: before, there may be no runtime.
+    /// To the writers, which start with the first write: before, there may be no runtime.
     writes: Arc<OnceLock<mpsc::Sender<insert::Write>>>,
 }
 
@@ -198,7 +198,8 @@ impl Postgres {
 }
 
 impl Inner {
-    /// One statement, without a transaction around it if the server can be told to end it: what reads little or writes one row. On the primary.
+    /// One statement, without a transaction around it if the server can be told to end it: what reads little or writes
+    /// one row. On the primary.
     async fn one(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
         self.within(self.statement_timeout, &self.primary, sql, params).await
     }

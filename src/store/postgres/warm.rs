@@ -4,7 +4,7 @@ use tokio_postgres::types::Type;
 
 use super::links::{columns, key};
 use super::{LOCK, Param, Postgres, bigint, get, number, only};
-use crate::domain::key::{Case, Code, DomainId, Key};
+use crate::domain::key::Key;
 use crate::domain::time::UnixMillis;
 use crate::store::row::{InstanceRow, WarmReport, WarmRequest, WarmWhat};
 use crate::store::{Error, Result};
@@ -70,13 +70,7 @@ impl Postgres {
     pub async fn keys_of(&self, what: &WarmWhat, limit: u32) -> Result<Vec<Key>> {
         let keys = |rows: Vec<_>| rows.iter().map(|row| key(row, 0, 1)).collect();
         match what {
-            WarmWhat::Codes(codes) => {
-                let keys = codes.iter().filter_map(|(domain, code)| {
-                    let code = Code::parse(code.as_bytes(), Case::Sensitive).ok()?;
-                    Some(Key { domain: DomainId(*domain), code })
-                });
-                Ok(keys.take(limit as usize).collect())
-            }
+            WarmWhat::Codes(codes) => Ok(WarmWhat::keys(codes, limit)),
             WarmWhat::Tag(tag) => {
                 let params: [Param<'_>; 2] = [(tag, Type::TEXT), (&i64::from(limit), Type::INT8)];
                 keys(self.inner.read(OF_TAG, &params).await?)

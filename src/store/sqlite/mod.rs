@@ -76,7 +76,7 @@ where
         let answer = match (committed, self.outcome) {
             (Ok(()), Some(outcome)) => outcome.map_err(explain),
             (Ok(()), None) => Err(Error::Broken("its work was not run".into())),
-            (Err(error), _) => Err(again(error)),
+            (Err(error), _) => Err(error.clone()),
         };
         // Nobody listens when the request was given up: the write stands all the same.
         let _ = self.reply.send(answer);
@@ -174,15 +174,6 @@ impl Sqlite {
             TrySendError::Disconnected(_) => Error::Broken("its writer has ended".into()),
         })?;
         answer.await.map_err(|_| Error::Broken("its writer has ended".into()))?
-    }
-}
-
-/// The same error for another of those who shared the commit.
-fn again(error: &Error) -> Error {
-    match error {
-        Error::Unavailable(why) => Error::Unavailable(why.clone()),
-        Error::Broken(why) => Error::Broken(why.clone()),
-        Error::Schema(why) => Error::Schema(why.clone()),
     }
 }
 

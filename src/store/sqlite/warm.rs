@@ -5,7 +5,7 @@ use rusqlite::{Connection, Error, Result, params};
 
 use super::Writing;
 use super::links::key;
-use crate::domain::key::{Case, Code, DomainId, Key};
+use crate::domain::key::Key;
 use crate::domain::time::UnixMillis;
 use crate::store::row::{InstanceRow, WarmReport, WarmRequest, WarmWhat};
 
@@ -42,14 +42,7 @@ pub fn requests(db: &Connection, number: u64) -> Result<Vec<WarmRequest>> {
 
 pub fn keys_of(db: &Connection, what: &WarmWhat, limit: u32) -> Result<Vec<Key>> {
     match what {
-        WarmWhat::Codes(codes) => {
-            // What is no code has no link.
-            let parsed = |(domain, code): &(u16, String)| {
-                let code = Code::parse(code.as_bytes(), Case::Sensitive).ok()?;
-                Some(Key { domain: DomainId(*domain), code })
-            };
-            Ok(codes.iter().filter_map(parsed).take(limit as usize).collect())
-        }
+        WarmWhat::Codes(codes) => Ok(WarmWhat::keys(codes, limit)),
         WarmWhat::Tag(tag) => {
             let mut statement = db.prepare_cached(
                 "SELECT domain_id, code FROM tags JOIN links ON id = link_id
