@@ -18,8 +18,8 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::links::{busy, written};
-use super::{ATTEMPTS_MAX, Failed, Inner, LOCK, Param, Postgres, Query, bigint, number};
+use super::links::{Tries, busy, written};
+use super::{Failed, Inner, LOCK, Param, Postgres, Query, bigint, number};
 use crate::domain::key::Key;
 use crate::domain::link::{Link, LinkId};
 use crate::domain::target::Target;
@@ -177,7 +177,8 @@ impl Postgres {
 
     /// A row whose code was taken when the others of its group were made.
     async fn settle_conflict(&self, new: &NewLink, now: UnixMillis) -> Result<Inserted> {
-        for _ in 0..ATTEMPTS_MAX {
+        let mut tries = Tries::within(self.inner.write_timeout);
+        while tries.again().await {
             match (self.link(new.key).await?, new.on_conflict) {
                 (Some(taken), _) if taken.deleted_at.is_some() => {
                     if self.inner.replace(&taken, new, now).await? {

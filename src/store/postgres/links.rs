@@ -1,16 +1,16 @@
 //! Links and their changes in Postgres; how they are made is in `insert`.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::{ATTEMPTS_MAX, Inner, NO_TIMELINE, Param, Postgres, TIMELINE, bigint, get, limited, number, only};
+use super::{Inner, NO_TIMELINE, Param, Postgres, TIMELINE, bigint, get, limited, number, only};
 use crate::domain::key::{Case, Code, DomainId, Key};
 use crate::domain::link::{Entry, Fields, Link, LinkId, Rules, STATUSES};
 use crate::domain::target::Target;
-use crate::domain::time::UnixMillis;
+use crate::domain::time::{UnixMillis, monotonic};
 use crate::store::row::{Change, ChangeRow, Filter, Found, LEASES_LOST_MS, Patch, Position, Reading, history};
 use crate::store::{Error, Result};
 
@@ -70,6 +70,29 @@ const CHANGE_TIMELINE: &str = "WITH begun AS (
     WHERE $1 <> '' AND EXISTS (SELECT 1 FROM begun)";
 /// The longest wait of a change that met another one: 128 ms.
 const AGAIN_MS_LOG2_MAX: u32 = 7;
+
+/// The tries of a change that reads a link and saves it only if it is still the same: one of those who meet always gets
+/// through, the others wait a random while, longer each time, so that they come apart; for as long as a write may take.
+pub(super) struct Tries {
+    until: Instant,
+    done: u32,
+}
+
+impl Tries {
+    pub(super) fn within(limit: Duration) -> Self {
+        Self { until: monotonic() + limit, done: 0 }
+    }
+
+    /// Waits before every try but the first; false when the time is over.
+    pub(super) async fn again(&mut self) -> bool {
+        if self.done > 0 {
+            let wait_ms = rand::random_range(0..=1 << self.done.min(AGAIN_MS_LOG2_MAX));
+            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        }
+        self.done += 1;
+        self.done == 1 || monotonic() < self.until
+    }
+}
 
 impl Postgres {
     pub async fn look_up(&self, keys: &[Key]) -> Result<Vec<Found>> {
@@ -161,12 +184,8 @@ impl Postgres {
     }
 
     pub async fn change(&self, key: Key, change: &Change, now: UnixMillis) -> Result<Option<Link>> {
-        for attempt in 0..ATTEMPTS_MAX {
-            // Those who change one link at a time come at different times again.
-            if attempt > 0 {
-                let wait_ms = rand::random_range(0..=1 << attempt.min(AGAIN_MS_LOG2_MAX));
-                tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-            }
+        let mut tries = Tries::within(self.inner.write_timeout);
+        while tries.again().await {
             let Some(before) = self.link(key).await?.filter(|link| link.deleted_at.is_none()) else {
                 return Ok(None);
             };
@@ -252,7 +271,7 @@ impl Inner {
 }
 
 pub(super) fn busy(key: Key) -> Error {
-    Error::Unavailable(format!("the link {} was changed by others, {ATTEMPTS_MAX} times in a row", key.code))
+    Error::Unavailable(format!("others change the link {} all the time: try again in a moment", key.code))
 }
 
 /// Keys as two columns.
