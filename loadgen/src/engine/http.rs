@@ -310,10 +310,8 @@ fn parse(bytes: &[u8]) -> Result<Option<(Head<'_>, Framing)>, Malformed> {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         // By length first: most fields are none of these.
         match field.name.len() {
-            8 if is("location") => {
-                if location.replace(field.value).is_some() {
-                    return Err(Malformed("it has two Location"));
-                }
+            8 if is("location") && location.replace(field.value).is_some() => {
+                return Err(Malformed("it has two Location"));
             }
             10 if is("connection") => {
                 for option in field.value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
@@ -362,4 +360,248 @@ fn length_of(value: &[u8]) -> Result<u64, Malformed> {
         }
     }
     length.ok_or(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// One answer as a caller sees it.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    struct Seen {
+        status: u16,
+        location: Vec<u8>,
+        keep_alive: bool,
+        body: Vec<u8>,
+        whole: bool,
+    }
+
+    /// Reads `pieces` as a connection would bring them; the last may be inside an answer.
+    fn read(pieces: &[&[u8]], head_request: bool) -> (Vec<Seen>, Result<(), Malformed>) {
+        let mut reader = Reader::default();
+        let mut seen: Vec<Seen> = Vec::new();
+        let mut buffer: Vec<u8> = Vec::new();
+        for piece in pieces {
+            buffer.extend_from_slice(piece);
+            let mut at = 0;
+            loop {
+                let progress = match reader.read(&buffer[at..], head_request) {
+                    Ok(progress) => progress,
+                    Err(malformed) => return (seen, Err(malformed)),
+                };
+                at += progress.consumed;
+                match progress.step {
+                    Step::More => break,
+                    Step::Head(Head { status, location, keep_alive, .. }) => {
+                        seen.push(Seen {
+                            status,
+                            location: location.into(),
+                            keep_alive,
+                            body: Vec::new(),
+                            whole: false,
+                        });
+                    }
+                    Step::Body(body) => {
+                        assert!(!body.is_empty());
+                        seen.last_mut().unwrap().body.extend_from_slice(body);
+                    }
+                    Step::Done => seen.last_mut().unwrap().whole = true,
+                }
+            }
+            assert!(at == buffer.len() || reader.is_idle(), "only a head's bytes are left");
+            buffer.drain(..at);
+        }
+        if reader.ends_by_close() {
+            seen.last_mut().unwrap().whole = true;
+        }
+        (seen, Ok(()))
+    }
+
+    /// Cut at `cuts`, wherever those fall in the stream.
+    fn split<'a>(stream: &'a [u8], cuts: &[prop::sample::Index]) -> Vec<&'a [u8]> {
+        let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
+        at.extend([0, stream.len()]);
+        at.sort_unstable();
+        at.windows(2).map(|pair| &stream[pair[0]..pair[1]]).collect()
+    }
+
+    /// An answer and what must be seen of it: made together, so that the truth comes from no parser.
+    fn answer(head_request: bool) -> impl Strategy<Value = (Vec<u8>, Seen)> {
+        let status = prop::sample::select(vec![200_u16, 201, 204, 301, 302, 304, 307, 404, 429, 500, 503]);
+        let location = prop_oneof![Just(String::new()), "https?://[a-z0-9./?=&%-]{1,40}"];
+        let chunks = prop::collection::vec(prop::collection::vec(any::<u8>(), 1..60), 0..4);
+        let extension = prop_oneof![Just(""), Just(";a"), Just("; a=\"b;c\""), Just(" ;x=1")];
+        let trailers = prop::collection::vec("X-[A-Z]{1,5}: [a-z ]{0,9}\r\n", 0..3);
+        let connection = prop::sample::select(vec!["", "close", "keep-alive", "Keep-Alive, CLOSE", "x"]);
+        let fields = prop::collection::vec("X-[A-Za-z]{1,12}: ?[!-~]{0,20}\r\n", 0..5);
+        (
+            (status, location, chunks, extension, trailers, connection, fields),
+            (any::<bool>(), any::<bool>(), any::<bool>(), 0..3_usize),
+        )
+            .prop_map(move |((status, location, chunks, extension, trailers, connection, fields), bits)| {
+                let (is_chunked, is_old, is_interim_first, case) = bits;
+                let is_chunked = is_chunked && !is_old;
+                let name = |name: &str| match case {
+                    0 => name.to_owned(),
+                    1 => name.to_ascii_lowercase(),
+                    _ => name.to_ascii_uppercase(),
+                };
+                let has_body = !head_request && status != 204 && status != 304;
+                let body: Vec<u8> = if has_body { chunks.concat() } else { Vec::new() };
+                let mut bytes = Vec::new();
+                if is_interim_first {
+                    bytes.extend(b"HTTP/1.1 103 Early Hints\r\nLocation: no\r\nContent-Length: 3\r\n\r\n");
+                }
+                bytes.extend(format!("HTTP/1.{} {status} Reason\r\n", u8::from(!is_old)).bytes());
+                bytes.extend(fields.concat().bytes());
+                if !location.is_empty() {
+                    bytes.extend(format!("{}:  {location} \r\n", name("Location")).bytes());
+                }
+                if !connection.is_empty() {
+                    bytes.extend(format!("{}: {connection}\r\n", name("Connection")).bytes());
+                }
+                if is_chunked {
+                    bytes.extend(format!("{}: gzip, Chunked\r\n\r\n", name("Transfer-Encoding")).bytes());
+                    if has_body {
+                        for chunk in &chunks {
+                            bytes.extend(format!("0{:x}{extension}\r\n", chunk.len()).bytes());
+                            bytes.extend(chunk);
+                            bytes.extend(b"\r\n");
+                        }
+                        bytes.extend(format!("00{extension}\r\n{}\r\n", trailers.concat()).bytes());
+                    }
+                } else {
+                    let length: usize = chunks.iter().map(Vec::len).sum();
+                    bytes.extend(format!("{}: {length}\r\n\r\n", name("Content-Length")).bytes());
+                    bytes.extend(&body);
+                }
+                let keep_alive = match connection {
+                    "close" | "Keep-Alive, CLOSE" => false,
+                    "keep-alive" => true,
+                    _ => !is_old,
+                };
+                (bytes, Seen { status, location: location.into_bytes(), keep_alive, body, whole: true })
+            })
+    }
+
+    fn answers() -> impl Strategy<Value = (bool, Vec<(Vec<u8>, Seen)>)> {
+        any::<bool>()
+            .prop_flat_map(|head_request| (Just(head_request), prop::collection::vec(answer(head_request), 1..6)))
+    }
+
+    fn cuts() -> impl Strategy<Value = Vec<prop::sample::Index>> {
+        prop::collection::vec(any::<prop::sample::Index>(), 0..12)
+    }
+
+    /// Neighbouring pieces of a body are one, whatever the split; so are runs of the same error.
+    fn same_for_any_split(stream: &[u8], cuts: &[prop::sample::Index], head_request: bool) {
+        let bytewise: Vec<&[u8]> = stream.chunks(1).collect();
+        let whole = read(&[stream], head_request);
+        assert_eq!(read(&split(stream, cuts), head_request), whole);
+        assert_eq!(read(&bytewise, head_request), whole);
+    }
+
+    proptest! {
+        #[test]
+        fn valid_answers_are_seen_as_they_were_meant((head_request, answers) in answers(), cuts in cuts()) {
+            let stream: Vec<u8> = answers.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
+            let truth: Vec<Seen> = answers.into_iter().map(|(_, seen)| seen).collect();
+            prop_assert_eq!(read(&split(&stream, &cuts), head_request), (truth, Ok(())));
+            same_for_any_split(&stream, &cuts, head_request);
+        }
+
+        #[test]
+        fn damaged_answers_are_judged_alike_for_any_split(
+            (head_request, answers) in answers(),
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            cuts in cuts(),
+        ) {
+            let mut stream: Vec<u8> = answers.into_iter().flat_map(|(bytes, _)| bytes).collect();
+            for (at, byte) in damage {
+                let at = at.index(stream.len());
+                stream[at] = byte;
+            }
+            same_for_any_split(&stream, &cuts, head_request);
+        }
+
+        #[test]
+        fn garbage_is_refused_or_waited_for(stream in prop::collection::vec(any::<u8>(), 0..300), cuts in cuts()) {
+            same_for_any_split(&stream, &cuts, false);
+        }
+    }
+
+    fn refused(stream: &str, why: &str) {
+        let (_, result) = read(&[stream.as_bytes()], false);
+        assert_eq!(result, Err(Malformed(why.to_owned().leak())), "{:?}", &stream[..stream.len().min(90)]);
+    }
+
+    #[test]
+    fn what_is_malformed_says_why() {
+        const HEAD: &str = "HTTP/1.1 200 OK\r\n";
+        const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let long = "a".repeat(HEAD_MAX);
+        let cases = [
+            ("SSH-2.0-OpenSSH_9.6\r\n".to_owned(), "it has no status line"),
+            ("HTTP/2 200\r\n\r\n".to_owned(), "it has no status line"),
+            ("HTTP/1.1 2xx OK\r\n\r\n".to_owned(), "it has no status line"),
+            ("HTTP/1.1 101 Switching Protocols\r\n\r\n".to_owned(), "101: no change of protocol was asked for"),
+            (format!("{HEAD}no colon\r\n\r\n"), "its head cannot be read"),
+            (format!("{HEAD}X: {long}"), "its head is longer than 32 KiB"),
+            (format!("{HEAD}X: {long}\r\n\r\n"), "its head is longer than 32 KiB"),
+            (format!("{HEAD}{}\r\n", "X: 1\r\n".repeat(65)), "its head has more than 64 fields"),
+            (format!("{HEAD}Location: /a\r\nLocation: /a\r\n\r\n"), "it has two Location"),
+            (format!("{HEAD}Content-Length: 1\r\nContent-Length: 2\r\n\r\n"), "it has two Content-Length that differ"),
+            (format!("{HEAD}Content-Length: 1, 2\r\n\r\n"), "it has two Content-Length that differ"),
+            (format!("{HEAD}Content-Length: +1\r\n\r\n"), "its Content-Length is no number"),
+            (format!("{HEAD}Content-Length:\r\n\r\n"), "its Content-Length is no number"),
+            (format!("{HEAD}Content-Length: 18446744073709551616\r\n\r\n"), "its Content-Length is no number"),
+            (
+                format!("{HEAD}Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"),
+                "it has both Transfer-Encoding and Content-Length",
+            ),
+            (
+                "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(),
+                "it has a Transfer-Encoding in HTTP/1.0",
+            ),
+            (format!("{CHUNKED}\r\n"), "a chunk has no size"),
+            (format!("{CHUNKED}3g\r\n"), "a chunk's size is no hexadecimal number"),
+            (format!("{CHUNKED}11112222333344445\r\n"), "a chunk's size is beyond 64 bits"),
+            (format!("{CHUNKED}1;x\n"), "a chunk's line ends without CR"),
+            (format!("{CHUNKED}1\ra"), "a chunk's line has a CR without LF"),
+            (format!("{CHUNKED}1;{long}"), "a chunk's line is longer than 4 KiB"),
+            (format!("{CHUNKED}1\r\nab"), "a chunk is longer than its size"),
+            (format!("{CHUNKED}0\r\nX: 1\n"), "a trailer's line does not end with CR LF"),
+            (format!("{CHUNKED}0\r\nX: {long}"), "trailers are longer than 32 KiB"),
+        ];
+        for (stream, why) in cases {
+            refused(&stream, why);
+        }
+    }
+
+    #[test]
+    fn what_is_unusual_is_understood() {
+        let check = |stream: &str, expected: &[(u16, bool, &str, bool)]| {
+            let (seen, result) = read(&[stream.as_bytes()], false);
+            assert_eq!(result, Ok(()), "{stream:?}");
+            let seen: Vec<_> = seen
+                .iter()
+                .map(|seen| (seen.status, seen.keep_alive, std::str::from_utf8(&seen.body).unwrap(), seen.whole))
+                .collect();
+            assert_eq!(seen, expected, "{stream:?}");
+        };
+        check("HTTP/1.1 200\r\n\r\nuntil the end", &[(200, false, "until the end", true)]);
+        check("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nx", &[(200, false, "x", true)]);
+        check("HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nab", &[(200, true, "ab", true)]);
+        check("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", &[(200, true, "ab", false)]);
+        check("HTTP/1.1 204 No\r\n\r\nHTTP/1.1 304 No\r\n\r\n", &[(204, true, "", true), (304, true, "", true)]);
+        check("HTTP/1.1 100 Continue\r\n\r\n", &[]);
+        check("\r\nHTTP/1.1 204 No\r\n\r\n", &[(204, true, "", true)]);
+    }
+
+    #[test]
+    fn a_connection_needs_little() {
+        assert!(size_of::<Reader>() <= 64);
+    }
 }
