@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
+use std::time::Duration;
 
 use crate::checks::machine::Machine;
 use crate::clock;
@@ -32,6 +33,9 @@ pub struct Performed {
     /// Was stopped from outside before the plan was through.
     pub interrupted: bool,
 }
+
+/// How long the collector waits before it looks whether the workers have ended.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// From the call to the origin: threads start, and open a pool of `n` connections.
 fn head_start_ns(connections: usize) -> u64 {
@@ -70,7 +74,15 @@ pub fn perform(
         thread::spawn(move || events::run(&job.scenario.events, origin_ns, &job.stop))
     };
     let mut seconds = 0;
-    while let Some(batch) = collector.next() {
+    loop {
+        // Asked before the last look, so that no batch comes after it.
+        let over = running.is_over();
+        let Some(batch) = collector.next(PATIENCE) else {
+            if over {
+                break;
+            }
+            continue;
+        };
         totals.absorb(&batch);
         if let Some(log) = &mut log {
             log.add(&batch)?;
