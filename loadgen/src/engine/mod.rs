@@ -88,6 +88,12 @@ pub struct Running {
 }
 
 impl Running {
+    /// Whether all have ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
+    }
+
     /// Waits for all workers. The first error among them is the run's.
     pub fn join(self) -> anyhow::Result<Vec<Ended>> {
         let ended: Vec<_> = self.threads.into_iter().map(JoinHandle::join).collect();

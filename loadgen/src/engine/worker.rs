@@ -9,14 +9,13 @@
 //! 7. events: connections that opened, answers, ends.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 
 use rustix::event::Timespec;
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 
-use super::address::{self, Addresses, Failure};
+use super::address::{self, Addresses};
 use super::answer;
 use super::connection::{Connection, Flight, Head, Phase, Place};
 use super::fresh::{Fresh, Ring};
@@ -90,7 +89,7 @@ impl<'a> Worker<'a> {
             Ok(Group {
                 template: Template::compile(traffic, &scenario.run.target.authority, job.key.as_deref(), header)?,
                 picker: Picker::new(scenario, index),
-                addresses: Addresses::new(traffic.bind, number, job.workers),
+                addresses: traffic.bind.map(|range| Addresses::of(range, number, job.workers)),
                 queue: std::collections::VecDeque::new(),
                 idle: std::collections::VecDeque::new(),
                 open: 0,
@@ -205,8 +204,7 @@ impl<'a> Worker<'a> {
     fn wait(&self, events: &mut Vec<epoll::Event>, next_ns: u64, now_ns: u64) -> io::Result<u64> {
         loop {
             let left_ns = if self.spin { 0 } else { next_ns.saturating_sub(now_ns) };
-            let timeout =
-                Timespec { tv_sec: (left_ns / 1_000_000_000) as i64, tv_nsec: (left_ns % 1_000_000_000) as i64 };
+            let timeout = Timespec { tv_sec: (left_ns / 1_000_000_000) as i64, tv_nsec: (left_ns % 1_000_000_000) as i64 };
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), Some(&timeout)) {
                 Ok(0) if self.spin && clock::now_ns() < next_ns => std::hint::spin_loop(),
                 Ok(_) | Err(rustix::io::Errno::INTR) => return Ok(next_ns),
@@ -315,9 +313,13 @@ impl<'a> Worker<'a> {
             self.connections.len() as u32 - 1
         });
         let place = Place { index, generation: self.connections[index as usize].generation };
-        let socket = address::connect(self.job.address, self.groups[number].addresses.next()).and_then(|socket| {
-            let flags =
-                epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        let local = self.groups[number].addresses.as_mut().map(Addresses::take);
+        let socket = address::socket(self.job.address, local).and_then(|socket| {
+            match socket.connect(&self.job.address.into()) {
+                Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => return Err(error),
+                _ => {}
+            }
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
             epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(place.pack()), flags)?;
             Ok(socket)
         });
@@ -342,12 +344,7 @@ impl<'a> Worker<'a> {
 
     fn not_opened(&mut self, number: usize, error: &io::Error) {
         self.recorder.connected(number as u16, Connected::Failed);
-        let outcome = match address::failure(error) {
-            Failure::Refused => Outcome::Refused,
-            Failure::NoFd => Outcome::NoFd,
-            Failure::NoPort => Outcome::NoPort,
-            Failure::Other => Outcome::Reset,
-        };
+        let outcome = address::outcome_of(error);
         if let Some(waiting) = self.groups[number].queue.pop_front() {
             self.unsent(waiting, outcome);
         }
@@ -410,7 +407,7 @@ impl<'a> Worker<'a> {
                 number: ordinal,
                 target: &self.target,
                 intended_ns: waiting.intended_ns,
-                id: id.as_ref().map_or(&[], |(_, digits)| digits),
+                id: id.as_ref().map_or(&[][..], |(_, digits)| digits),
             },
             &mut connection.out,
         );
@@ -743,9 +740,7 @@ impl<'a> Worker<'a> {
         let mut outcome = answer::judge(&traffic.expect, head.status, head.location_right, &connection.body);
         if let (Outcome::Ok, Some(yields)) = (outcome, &traffic.yields) {
             match answer::member(&connection.body, &yields.member) {
-                Some(code) => {
-                    created(&mut self.rings, self.scenario, &mut self.ledger, number, &flight, &code, done_ns)
-                }
+                Some(code) => created(&mut self.rings, self.scenario, &mut self.ledger, number, &flight, &code, done_ns),
                 None => outcome = Outcome::WrongBody,
             }
         }
