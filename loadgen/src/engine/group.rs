@@ -21,7 +21,7 @@ pub(super) struct Waiting {
 pub(super) struct Group {
     pub(super) template: Template,
     pub(super) picker: Picker,
-    pub(super) addresses: Option<Addresses>,
+    pub(super) addresses: Addresses,
     /// In order of picking. Empty while a connection has room.
     pub(super) queue: VecDeque<Waiting>,
     /// Connections with room, the longest idle first, so that load is spread over all (giltene/wrk2#89). One that was

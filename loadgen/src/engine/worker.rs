@@ -15,7 +15,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 
-use super::address::{self, Addresses};
+use super::address::{self, Addresses, Failure};
 use super::answer;
 use super::connection::{Connection, Flight, Head, Phase, Place};
 use super::fresh::{Fresh, Ring};
@@ -89,7 +89,7 @@ impl<'a> Worker<'a> {
             Ok(Group {
                 template: Template::compile(traffic, &scenario.run.target.authority, job.key.as_deref(), header)?,
                 picker: Picker::new(scenario, index),
-                addresses: traffic.bind.map(|range| Addresses::of(range, number, job.workers)),
+                addresses: Addresses::new(traffic.bind, number, job.workers),
                 queue: std::collections::VecDeque::new(),
                 idle: std::collections::VecDeque::new(),
                 open: 0,
@@ -313,12 +313,8 @@ impl<'a> Worker<'a> {
             self.connections.len() as u32 - 1
         });
         let place = Place { index, generation: self.connections[index as usize].generation };
-        let local = self.groups[number].addresses.as_mut().map(Addresses::take);
-        let socket = address::socket(self.job.address, local).and_then(|socket| {
-            match socket.connect(&self.job.address.into()) {
-                Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => return Err(error),
-                _ => {}
-            }
+        let local = self.groups[number].addresses.next();
+        let socket = address::connect(self.job.address, local).and_then(|socket| {
             let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
             epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(place.pack()), flags)?;
             Ok(socket)
@@ -344,7 +340,12 @@ impl<'a> Worker<'a> {
 
     fn not_opened(&mut self, number: usize, error: &io::Error) {
         self.recorder.connected(number as u16, Connected::Failed);
-        let outcome = address::outcome_of(error);
+        let outcome = match address::failure(error) {
+            Failure::Refused => Outcome::Refused,
+            Failure::NoFd => Outcome::NoFd,
+            Failure::NoPort => Outcome::NoPort,
+            Failure::Other => Outcome::Reset,
+        };
         if let Some(waiting) = self.groups[number].queue.pop_front() {
             self.unsent(waiting, outcome);
         }
