@@ -12,6 +12,7 @@ pub mod hgrm;
 pub mod hlog;
 pub mod percentile;
 pub mod recorder;
+pub mod seconds;
 pub mod totals;
 
 /// How a request ended. Each arrival of the plan ends in exactly one.
