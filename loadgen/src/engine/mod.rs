@@ -5,6 +5,10 @@
 //! waits for one connection while another arrival is due, takes an arrival's instant from anything but the plan. At its
 //! limit: arrivals wait in their group's queue (bounded by rate x timeout, since what waits longer is `unsent`).
 
+pub mod address;
+pub mod http;
+pub mod template;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
