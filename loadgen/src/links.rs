@@ -98,7 +98,8 @@ fn place(index: u64) -> usize {
 /// Bytes of a derived code: as many as a server of short links commonly generates.
 pub const CODE_BYTES: usize = 7;
 
-const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+/// Base 62.
+pub const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const CODES: u64 = 62u64.pow(CODE_BYTES as u32);
 
 /// Links in a derived set, at most. 62^7 has room for 13,119 sets of this size.
