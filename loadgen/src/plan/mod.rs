@@ -5,6 +5,7 @@
 //! other arrivals.
 
 pub mod arrivals;
+pub mod chance;
 pub mod curve;
 pub mod draw;
 pub mod pick;
@@ -83,8 +84,8 @@ fn event_to_ns(scenario: &Scenario, index: usize) -> u64 {
 pub(crate) mod sample {
     use crate::links::{Catalogue, Set, Source};
     use crate::scenario::{
-        Action, ArrivalKind, Closed, Connection, ConnectionKind, Curve, Event, Expect, Phase, Pick, Run, Scenario,
-        Target, Traffic, WhenFull,
+        Action, ArrivalKind, Connection, ConnectionKind, Curve, Event, Expect, Phase, Pick, Run, Scenario, Target,
+        Traffic, WhenFull,
     };
 
     pub(crate) const SECOND_NS: u64 = 1_000_000_000;
@@ -135,10 +136,6 @@ pub(crate) mod sample {
     pub(crate) fn event(at_ns: u64, lasts_ns: u64) -> Event {
         let end = (lasts_ns > 0).then(|| Action::Exec(vec!["true".into()]));
         Event { name: "event".into(), at_ns, lasts_ns, begin: Action::Exec(vec!["true".into()]), end }
-    }
-
-    pub(crate) fn closed(clients: usize) -> Closed {
-        Closed { clients, think_ns: 0 }
     }
 }
 
