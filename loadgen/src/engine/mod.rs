@@ -9,7 +9,7 @@ pub mod address;
 pub mod http;
 pub mod template;
 
-mod answer;
+pub mod answer;
 mod connection;
 mod fresh;
 mod group;
