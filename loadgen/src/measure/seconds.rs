@@ -160,7 +160,9 @@ impl Seconds {
             let mut busy = classes
                 .iter()
                 .enumerate()
-                .filter(|&(class, second)| asked(class) && second.scheduled + second.ok + second.errors + second.ours > 0)
+                .filter(|&(class, second)| {
+                    asked(class) && second.scheduled + second.ok + second.errors + second.ours > 0
+                })
                 .map(|(_, second)| second)
                 .peekable();
             busy.peek()?;
