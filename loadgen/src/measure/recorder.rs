@@ -199,3 +199,36 @@ impl Recorder {
         &mut self.batch.lags[*place]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Recorder;
+
+    impl Recorder {
+        /// In its hands, free or in use.
+        pub(in crate::measure) fn cells(&self) -> usize {
+            self.batch.cells.len() + self.free_cells.len()
+        }
+
+        /// Of all histograms, those in emptied batches taken back first.
+        pub(in crate::measure) fn memory_bytes(&mut self) -> usize {
+            while let Ok(mut empty) = self.emptied.try_recv() {
+                self.free_cells.append(&mut empty.cells);
+                self.free_lags.append(&mut empty.lags);
+            }
+            let cells = self.batch.cells.iter().chain(&self.free_cells).flat_map(|cell| {
+                [
+                    &cell.response,
+                    &cell.censored,
+                    &cell.failed,
+                    &cell.service,
+                    &cell.ttfb,
+                    &cell.conn_wait,
+                    &cell.visible,
+                ]
+            });
+            let lags = self.batch.lags.iter().chain(&self.free_lags).flat_map(|lag| [&lag.gen_lag, &lag.rx_lag]);
+            cells.chain(lags).map(super::super::batch::Samples::memory_bytes).sum()
+        }
+    }
+}
