@@ -4,6 +4,8 @@
 //! the calling one adds up what was measured. Never: changes a scenario. At its limit: an error of a worker (the ledger's
 //! disk is full) ends the run and is its error.
 
+use std::fs::File;
+use std::io::BufWriter;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -56,7 +58,7 @@ pub fn perform(job: Job, intervals: Option<PathBuf>, on_second: &mut dyn FnMut(&
     let origin_ns = began_ns + head_start_ns(connections);
     let began_unix_ns = clock::unix_ns() + (origin_ns - began_ns);
     let mut log = match intervals {
-        Some(path) => Some(hlog::Log::create(&path, scenario, began_unix_ns)?),
+        Some(path) => Some(hlog::Log::begin(BufWriter::new(File::create(path)?), scenario, began_unix_ns)?),
         None => None,
     };
     let mut totals = Totals::new(scenario, &segments, job.workers);
@@ -89,6 +91,9 @@ pub fn perform(job: Job, intervals: Option<PathBuf>, on_second: &mut dyn FnMut(&
             seconds = elapsed;
             on_second(&totals);
         }
+    }
+    if let Some(log) = log {
+        log.end()?;
     }
     let workers = running.join();
     let interrupted = job.stop.load(Relaxed);
