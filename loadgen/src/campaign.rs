@@ -4,6 +4,8 @@
 //! the calling one adds up what was measured. Never: changes a scenario. At its limit: an error of a worker (the ledger's
 //! disk is full) ends the run and is its error.
 
+use std::fs::File;
+use std::io::BufWriter;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -43,11 +45,7 @@ fn head_start_ns(connections: usize) -> u64 {
 }
 
 /// Carries out `job`. `on_second` is called about once a second; `intervals` is where the interval log goes.
-pub fn perform(
-    job: Job,
-    intervals: Option<PathBuf>,
-    on_second: &mut dyn FnMut(&Totals),
-) -> anyhow::Result<Performed> {
+pub fn perform(job: Job, intervals: Option<PathBuf>, on_second: &mut dyn FnMut(&Totals)) -> anyhow::Result<Performed> {
     let job = Arc::new(job);
     let scenario = &job.scenario;
     let segments: Arc<[plan::Segment]> = plan::segments(scenario).into();
@@ -60,7 +58,7 @@ pub fn perform(
     let origin_ns = began_ns + head_start_ns(connections);
     let began_unix_ns = clock::unix_ns() + (origin_ns - began_ns);
     let mut log = match intervals {
-        Some(path) => Some(hlog::Log::create(&path, scenario, began_unix_ns)?),
+        Some(path) => Some(hlog::Log::begin(BufWriter::new(File::create(path)?), scenario, began_unix_ns)?),
         None => None,
     };
     let mut totals = Totals::new(scenario, &segments, job.workers);
@@ -93,6 +91,9 @@ pub fn perform(
             seconds = elapsed;
             on_second(&totals);
         }
+    }
+    if let Some(log) = log {
+        log.end()?;
     }
     let workers = running.join();
     let interrupted = job.stop.load(Relaxed);

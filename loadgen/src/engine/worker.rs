@@ -204,7 +204,8 @@ impl<'a> Worker<'a> {
     fn wait(&self, events: &mut Vec<epoll::Event>, next_ns: u64, now_ns: u64) -> io::Result<u64> {
         loop {
             let left_ns = if self.spin { 0 } else { next_ns.saturating_sub(now_ns) };
-            let timeout = Timespec { tv_sec: (left_ns / 1_000_000_000) as i64, tv_nsec: (left_ns % 1_000_000_000) as i64 };
+            let timeout =
+                Timespec { tv_sec: (left_ns / 1_000_000_000) as i64, tv_nsec: (left_ns % 1_000_000_000) as i64 };
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), Some(&timeout)) {
                 Ok(0) if self.spin && clock::now_ns() < next_ns => std::hint::spin_loop(),
                 Ok(_) | Err(rustix::io::Errno::INTR) => return Ok(next_ns),
@@ -315,7 +316,8 @@ impl<'a> Worker<'a> {
         let place = Place { index, generation: self.connections[index as usize].generation };
         let local = self.groups[number].addresses.next();
         let socket = address::connect(self.job.address, local).and_then(|socket| {
-            let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+            let flags =
+                epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
             epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(place.pack()), flags)?;
             Ok(socket)
         });
@@ -741,7 +743,9 @@ impl<'a> Worker<'a> {
         let mut outcome = answer::judge(&traffic.expect, head.status, head.location_right, &connection.body);
         if let (Outcome::Ok, Some(yields)) = (outcome, &traffic.yields) {
             match answer::member(&connection.body, &yields.member) {
-                Some(code) => created(&mut self.rings, self.scenario, &mut self.ledger, number, &flight, &code, done_ns),
+                Some(code) => {
+                    created(&mut self.rings, self.scenario, &mut self.ledger, number, &flight, &code, done_ns)
+                }
                 None => outcome = Outcome::WrongBody,
             }
         }

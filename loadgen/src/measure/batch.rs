@@ -217,8 +217,9 @@ impl Batch {
         Self {
             worker,
             second: 0,
-            cells: Vec::new(),
-            lags: Vec::new(),
+            // Of the present segment and the one before it.
+            cells: Vec::with_capacity(2 * traffic),
+            lags: Vec::with_capacity(2),
             connected: vec![[0; Connected::COUNT]; traffic],
             sent: 0,
             in_flight: 0,

@@ -8,6 +8,8 @@
 //! Times are nanoseconds. A histogram has three digits from 1 µs to an hour, and its exact smallest and largest value.
 
 pub mod batch;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod hgrm;
 pub mod hlog;
 pub mod percentile;

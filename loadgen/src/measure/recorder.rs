@@ -57,8 +57,8 @@ impl Recorder {
             origin_ns,
             batch: Box::new(Batch::new(worker, traffic)),
             batch_ends_ns: origin_ns + SECOND_NS,
-            free_cells: Vec::new(),
-            free_lags: Vec::new(),
+            free_cells: Vec::with_capacity(4 * traffic),
+            free_lags: Vec::with_capacity(4),
             full,
             emptied,
             back_fill: false,
@@ -197,5 +197,38 @@ impl Recorder {
             self.batch.lags.push(Lag { segment, ..lag });
         }
         &mut self.batch.lags[*place]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Recorder;
+
+    impl Recorder {
+        /// In its hands, free or in use.
+        pub(in crate::measure) fn cells(&self) -> usize {
+            self.batch.cells.len() + self.free_cells.len()
+        }
+
+        /// Of all histograms, those in emptied batches taken back first.
+        pub(in crate::measure) fn memory_bytes(&mut self) -> usize {
+            while let Ok(mut empty) = self.emptied.try_recv() {
+                self.free_cells.append(&mut empty.cells);
+                self.free_lags.append(&mut empty.lags);
+            }
+            let cells = self.batch.cells.iter().chain(&self.free_cells).flat_map(|cell| {
+                [
+                    &cell.response,
+                    &cell.censored,
+                    &cell.failed,
+                    &cell.service,
+                    &cell.ttfb,
+                    &cell.conn_wait,
+                    &cell.visible,
+                ]
+            });
+            let lags = self.batch.lags.iter().chain(&self.free_lags).flat_map(|lag| [&lag.gen_lag, &lag.rx_lag]);
+            cells.chain(lags).map(super::super::batch::Samples::memory_bytes).sum()
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The run second by second: the series that reports draw, and when an event was over for its visitors.
 //!
 //! In: batches of all workers, those of one second in any order. Out: rows in order of time; percentiles are of the second's
-//! merged histogram. Never: grows past [`ROWS`] rows. At its limit: two rows become one, with the sum of their counts and the
+//! merged histogram. Never: grows past `rows_max` rows. At its limit: two rows become one, with the sum of their counts and the
 //! larger of their gauges and percentiles, since those of a sum cannot be told any more.
 
 use std::collections::VecDeque;
@@ -63,6 +63,7 @@ fn worse(one: Option<Quantile>, other: Option<Quantile>) -> Option<Quantile> {
 pub struct Seconds {
     workers: usize,
     traffic: usize,
+    rows_max: usize,
     /// Seconds of a row.
     width: u32,
     rows: Vec<Interval>,
@@ -85,8 +86,8 @@ struct Open {
 }
 
 impl Seconds {
-    pub(super) fn new(workers: usize, traffic: usize) -> Self {
-        Self { workers, traffic, width: 1, rows: Vec::new(), classes: Vec::new(), open: VecDeque::new() }
+    pub(super) fn new(workers: usize, traffic: usize, rows_max: usize) -> Self {
+        Self { workers, traffic, rows_max, width: 1, rows: Vec::new(), classes: Vec::new(), open: VecDeque::new() }
     }
 
     pub(super) fn rows(&self) -> &[Interval] {
@@ -94,7 +95,7 @@ impl Seconds {
     }
 
     pub(super) fn absorb(&mut self, batch: &Batch) {
-        while (batch.second / self.width) as usize >= ROWS {
+        while (batch.second / self.width) as usize >= self.rows_max {
             self.halve();
         }
         let row = (batch.second / self.width) as usize;
@@ -160,7 +161,9 @@ impl Seconds {
             let mut busy = classes
                 .iter()
                 .enumerate()
-                .filter(|&(class, second)| asked(class) && second.scheduled + second.ok + second.errors + second.ours > 0)
+                .filter(|&(class, second)| {
+                    asked(class) && second.scheduled + second.ok + second.errors + second.ours > 0
+                })
                 .map(|(_, second)| second)
                 .peekable();
             busy.peek()?;
@@ -171,7 +174,7 @@ impl Seconds {
     fn halve(&mut self) {
         self.width *= 2;
         self.halve_open();
-        let mut halved: Vec<Interval> = Vec::with_capacity(ROWS);
+        let mut halved: Vec<Interval> = Vec::with_capacity(self.rows_max);
         for (index, row) in self.rows.drain(..).enumerate() {
             match halved.last_mut() {
                 Some(first) if index % 2 == 1 => first.add(&row),
@@ -280,5 +283,120 @@ impl Interval {
         self.max_ns = self.max_ns.max(other.max_ns);
         self.gen_lag_p99_ns = self.gen_lag_p99_ns.max(other.gen_lag_p99_ns);
         self.busy = self.busy.max(other.busy);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ROWS, SecondOfTraffic, Seconds};
+    use crate::measure::Outcome;
+    use crate::measure::batch::{Batch, Cell, Samples};
+
+    const MS: u64 = 1_000_000;
+
+    fn batch(worker: usize, second: u32, answers: &[(u16, Outcome, u64)]) -> Batch {
+        let mut batch = Batch::new(worker, 2);
+        batch.second = second;
+        for &(traffic, outcome, ns) in answers {
+            let mut cell = Cell { traffic, ..Cell::new() };
+            cell.scheduled = 1;
+            cell.outcomes[outcome as usize] = 1;
+            if outcome == Outcome::Ok { &mut cell.response } else { &mut cell.censored }.record(ns);
+            batch.cells.push(cell);
+        }
+        batch
+    }
+
+    #[test]
+    fn a_second_is_that_of_all_workers_in_any_order() {
+        let ok = |ns| (0, Outcome::Ok, ns);
+        let mut seconds = Seconds::new(2, 2, ROWS);
+        seconds.absorb(&batch(0, 0, &[ok(MS), ok(MS), ok(MS)]));
+        seconds.absorb(&batch(0, 1, &[ok(2 * MS)]));
+        seconds.absorb(&batch(1, 1, &[ok(2 * MS)]));
+        // This one was late. Each of the workers alone has another middle than both.
+        seconds.absorb(&batch(1, 0, &[ok(9 * MS), ok(9 * MS), ok(9 * MS), ok(9 * MS)]));
+        let rows = seconds.rows();
+        assert_eq!(rows.iter().map(|row| row.ok).collect::<Vec<_>>(), [7, 2]);
+        assert!(rows[0].p50_ns.abs_diff(9 * MS) < 10_000, "{:?}", rows[0]);
+        assert_eq!(rows[0].max_ns, 9 * MS);
+        // Older than all that is kept open: counted all the same.
+        for second in 2..10 {
+            seconds.absorb(&batch(0, second, &[ok(MS)]));
+        }
+        seconds.absorb(&batch(1, 0, &[ok(MS)]));
+        assert_eq!(seconds.rows()[0].ok, 8);
+        assert_eq!(seconds.open.len(), super::OPEN);
+    }
+
+    #[test]
+    fn a_longer_run_has_longer_rows() {
+        let rows_max = 40;
+        let mut seconds = Seconds::new(2, 2, rows_max);
+        let last = 87;
+        for second in 0..last {
+            for worker in [0, 1] {
+                seconds.absorb(&batch(worker, second, &[(1, Outcome::Ok, u64::from(second) * MS)]));
+            }
+        }
+        let rows = seconds.rows();
+        assert!(rows.len() <= rows_max && rows.iter().all(|row| row.seconds == 4), "{} rows", rows.len());
+        assert_eq!(rows.iter().map(|row| row.ok).sum::<u64>(), u64::from(last) * 2);
+        assert_eq!(seconds.classes.iter().map(|class| class.ok).sum::<u64>(), u64::from(last) * 2);
+        assert_eq!(seconds.classes.len(), rows.len() * 2);
+        for (index, row) in rows.iter().enumerate() {
+            assert_eq!(row.from_s as usize, index * 4);
+            let worst = u64::from((row.from_s + 3).min(last - 1)) * MS;
+            assert_eq!(row.max_ns, worst, "row {index}");
+        }
+    }
+
+    #[test]
+    fn recovery_is_the_first_good_second_after_the_end() {
+        let slow = (0, Outcome::Ok, 900 * MS);
+        let fast = (0, Outcome::Ok, MS);
+        let other_slow = (1, Outcome::Ok, 900 * MS);
+        let other_fast = (1, Outcome::Ok, MS);
+        let failed = (0, Outcome::Timeout, MS);
+        let good = |second: &SecondOfTraffic| {
+            second.error_share() < 0.01 && second.p99.is_some_and(|p99| !p99.at_least && p99.value_ns < 5 * MS)
+        };
+        let check = |seconds: &[&[(u16, Outcome, u64)]], traffic: &[usize], end_ms: u64, expected_ms: Option<u64>| {
+            let mut series = Seconds::new(1, 2, ROWS);
+            for (second, answers) in (0..).zip(seconds) {
+                series.absorb(&batch(0, second, answers));
+            }
+            let found = series.recovery(traffic, end_ms * MS, &good);
+            assert_eq!(found, expected_ms.map(|ms| ms * MS), "{seconds:?} after {end_ms} ms");
+        };
+        // Good before the end counts for nothing.
+        check(&[&[fast], &[slow], &[slow], &[fast]], &[], 1500, Some(1500));
+        check(&[&[fast], &[slow], &[slow], &[fast]], &[], 3000, Some(0));
+        check(&[&[fast], &[slow], &[slow]], &[], 1500, None);
+        // An age is a bound only, and an error.
+        check(&[&[slow], &[failed], &[fast, failed], &[fast]], &[], 1000, Some(2000));
+        // All classes that were asked for, unless they had nothing to do.
+        check(&[&[slow], &[fast, other_slow], &[fast, other_fast]], &[], 1000, Some(1000));
+        check(&[&[slow], &[fast, other_slow], &[fast, other_fast]], &[0], 1000, Some(0));
+        check(&[&[slow], &[fast]], &[], 1000, Some(0));
+        // A second in which nothing happened says nothing.
+        check(&[&[slow], &[], &[fast]], &[], 1000, Some(1000));
+        // Asked, and nothing came: still hanging.
+        let mut hung = batch(0, 1, &[fast]);
+        hung.cells.push(Cell { traffic: 1, scheduled: 4, ..Cell::new() });
+        let mut series = Seconds::new(1, 2, ROWS);
+        series.absorb(&hung);
+        assert_eq!(series.recovery(&[], 0, &good), None);
+        assert_eq!(series.recovery(&[0], 0, &good), Some(1000 * MS));
+    }
+
+    impl Seconds {
+        pub(in crate::measure) fn memory_bytes(&self) -> usize {
+            let open =
+                self.open.iter().flat_map(|open| open.known.iter().chain(&open.ages).chain([&open.all, &open.gen_lag]));
+            open.map(Samples::memory_bytes).sum::<usize>()
+                + self.rows.capacity() * size_of::<super::Interval>()
+                + self.classes.capacity() * size_of::<SecondOfTraffic>()
+        }
     }
 }

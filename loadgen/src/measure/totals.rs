@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 
 use super::batch::{BINS, Batch, Cell, Lag, Samples};
 use super::recorder::Recorder;
-use super::seconds::{SecondOfTraffic, Seconds, busy_share};
+use super::seconds::{ROWS, SecondOfTraffic, Seconds, busy_share};
 use super::{Connected, Outcome};
 use crate::plan::Segment;
 use crate::scenario::Scenario;
@@ -226,7 +226,7 @@ impl Totals {
             lags: (0..segments.len()).map(|_| None).collect(),
             connected: vec![[0; Connected::COUNT]; traffic],
             workers: vec![WorkerTotal::default(); workers],
-            seconds: Seconds::new(workers, traffic),
+            seconds: Seconds::new(workers, traffic, ROWS),
         }
     }
 
@@ -434,5 +434,250 @@ impl WorkerTotal {
 fn add_each<const N: usize>(total: &mut [u64; N], more: &[u64; N]) {
     for (total, more) in total.iter_mut().zip(more) {
         *total += more;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{BATCHES, Collector, Totals, channel};
+    use crate::measure::batch::{Batch, Samples};
+    use crate::measure::fixture::{sample, scenario, segments};
+    use crate::measure::recorder::Recorder;
+    use crate::measure::{Connected, Outcome};
+    use crate::plan::Segment;
+    use crate::slo::Scope;
+
+    const ORIGIN: u64 = 7_000_000_000_000;
+    const S: u64 = 1_000_000_000;
+    const MS: u64 = 1_000_000;
+
+    fn take_all(collector: &Collector, totals: &mut Totals) -> usize {
+        let mut taken = 0;
+        while let Some(batch) = collector.next(Duration::ZERO) {
+            totals.absorb(&batch);
+            collector.give_back(batch);
+            taken += 1;
+        }
+        taken
+    }
+
+    fn one(recorder: &mut Recorder, segment: u16, traffic: u16, outcome: Outcome, at_ns: u64, response_ns: u64) {
+        recorder.arrived(segment, traffic, ORIGIN + at_ns, ORIGIN + at_ns);
+        recorder.finished(&sample(segment, traffic, outcome, ORIGIN + at_ns, response_ns));
+    }
+
+    #[test]
+    fn everything_arrives_in_the_scope_that_it_belongs_to() {
+        let scenario = scenario(&[("warmup", 1), ("a", 2), ("b", 2)], 2);
+        let mut segments = segments(&scenario);
+        // The second phase is cut by an event.
+        segments[2].from_ns = 2 * S;
+        segments[1].to_ns = 2 * S;
+        segments[2].phase = 1;
+        segments[2].event = Some(0);
+        segments[2].to_ns = 3 * S;
+        segments.push(Segment { phase: 2, event: None, from_ns: 3 * S, to_ns: 5 * S });
+        let (mut recorders, collector) = channel(2, &scenario, &segments, ORIGIN);
+        let mut totals = Totals::new(&scenario, &segments, 2);
+        for (worker, recorder) in recorders.iter_mut().enumerate() {
+            let more = worker as u64 * MS;
+            one(recorder, 0, 0, Outcome::Ok, 0, 100 * MS);
+            one(recorder, 1, 0, Outcome::Ok, S, MS + more);
+            one(recorder, 1, 1, Outcome::WrongStatus, S, 2 * MS);
+            recorder.tick(ORIGIN + 2 * S, 1, 2, 3);
+            one(recorder, 2, 0, Outcome::Timeout, 2 * S, 5000 * MS);
+            one(recorder, 2, 1, Outcome::Refused, 2 * S, MS);
+            one(recorder, 3, 1, Outcome::Ok, 3 * S, 3 * MS);
+            recorder.connected(1, Connected::Asked);
+            recorder.sent();
+        }
+        for recorder in recorders {
+            recorder.finish(ORIGIN + 3 * S - 1);
+        }
+        assert_eq!(take_all(&collector, &mut totals), 4);
+
+        let check = |phase, event, traffic: &[usize], expected: [u64; 6]| {
+            let sum = totals.sum(&Scope { phase, event, traffic: traffic.to_vec() });
+            let known = sum.response.known.len();
+            let found = [
+                sum.scheduled,
+                known,
+                sum.response.censored.len(),
+                sum.failed.known.len(),
+                sum.bytes,
+                sum.response.max_ns,
+            ];
+            assert_eq!(found, expected, "{phase:?} {event:?} {traffic:?}");
+            assert_eq!(sum.outcomes.iter().sum::<u64>(), sum.scheduled);
+            assert_eq!(sum.service.known.len(), known);
+        };
+        check(None, None, &[], [10, 4, 2, 2, 1000, 3 * MS]);
+        check(Some(0), None, &[], [2, 2, 0, 0, 200, 100 * MS]);
+        check(Some(1), None, &[], [8, 2, 2, 2, 800, 2 * MS]);
+        check(Some(1), None, &[0], [4, 2, 2, 0, 400, 2 * MS]);
+        check(None, Some(0), &[], [4, 0, 2, 0, 400, 0]);
+        check(Some(2), None, &[0], [0, 0, 0, 0, 0, 0]);
+        check(Some(2), None, &[0, 1], [2, 2, 0, 0, 200, 3 * MS]);
+        assert_eq!(totals.connected(1)[Connected::Asked as usize], 2);
+        assert_eq!(totals.sum(&Scope::default()).statuses, [(302, 4)]);
+        let own = totals.own(None);
+        assert_eq!((own.scheduled, own.picked_in_time, own.distance), (10, 10, 0.0));
+        // Each worker's first batch covers two seconds, since it ticked only then.
+        let intervals = totals.intervals();
+        assert_eq!(intervals.iter().map(|second| second.scheduled).collect::<Vec<_>>(), [6, 0, 6]);
+        assert_eq!([intervals[0].in_flight, intervals[0].queued, intervals[0].open], [2, 4, 6]);
+        assert_eq!((intervals[2].ok, intervals[2].errors, intervals[2].sent), (2, 4, 2));
+    }
+
+    #[test]
+    fn nothing_is_lost_when_nobody_takes_the_batches() {
+        let scenario = scenario(&[("a", 100)], 1);
+        let segments = segments(&scenario);
+        let (mut recorders, collector) = channel(1, &scenario, &segments, ORIGIN);
+        let mut totals = Totals::new(&scenario, &segments, 1);
+        let mut recorder = recorders.pop().expect("one worker");
+        for second in 0..50 {
+            one(&mut recorder, 0, 0, Outcome::Ok, second * S, MS);
+            recorder.tick(ORIGIN + (second + 1) * S, 0, 0, 0);
+        }
+        // It has one left to fill; the rest waits here.
+        assert_eq!(take_all(&collector, &mut totals), BATCHES - 1);
+        recorder.tick(ORIGIN + 51 * S, 0, 0, 0);
+        recorder.finish(ORIGIN + 51 * S);
+        take_all(&collector, &mut totals);
+        assert_eq!(totals.sum(&Scope::default()).scheduled, 50);
+    }
+
+    #[test]
+    fn planted_back_fill_invents_what_is_below_a_long_sample() {
+        let scenario = scenario(&[("a", 100)], 1);
+        let segments = segments(&scenario);
+        let (mut recorders, collector) = channel(1, &scenario, &segments, ORIGIN);
+        let mut totals = Totals::new(&scenario, &segments, 1);
+        let mut recorder = recorders.pop().expect("one worker");
+        recorder.plant_back_fill();
+        one(&mut recorder, 0, 0, Outcome::Ok, 0, 50 * MS);
+        recorder.finish(ORIGIN);
+        take_all(&collector, &mut totals);
+        let sum = totals.sum(&Scope::default());
+        assert_eq!((sum.scheduled, sum.response.known.len()), (1, 50));
+    }
+
+    #[test]
+    fn the_course_of_arrivals_is_compared_over_a_whole_phase() {
+        let scenario = scenario(&[("a", 10)], 1);
+        let segments = segments(&scenario);
+        let check = |late_ns: &dyn Fn(u64) -> u64, expected: f64, in_time: u64| {
+            let (mut recorders, collector) = channel(1, &scenario, &segments, ORIGIN);
+            let mut totals = Totals::new(&scenario, &segments, 1);
+            let mut recorder = recorders.pop().expect("one worker");
+            for at_ns in (0..1000).map(|k| k * 10 * MS) {
+                recorder.arrived(0, 0, ORIGIN + at_ns, ORIGIN + at_ns + late_ns(at_ns));
+            }
+            recorder.finish(ORIGIN);
+            take_all(&collector, &mut totals);
+            let own = totals.own(Some(0));
+            assert!((own.distance - expected).abs() < 0.002, "{} for {expected}", own.distance);
+            assert_eq!(own.picked_in_time, in_time);
+        };
+        check(&|_| 0, 0.0, 1000);
+        check(&|_| 100_000, 0.0, 1000);
+        // Asleep from second 2 to second 3.
+        check(&|at_ns| if (2 * S..3 * S).contains(&at_ns) { 3 * S - at_ns } else { 0 }, 0.1, 1000);
+        // Half a second behind for good; what is picked after the end stands at it.
+        check(&|_| 500 * MS, 0.05, 950);
+    }
+
+    #[test]
+    fn a_worker_tells_its_busiest_second_and_its_gaps() {
+        let scenario = scenario(&[("a", 10)], 1);
+        let segments = segments(&scenario);
+        let (mut recorders, collector) = channel(1, &scenario, &segments, ORIGIN);
+        let mut totals = Totals::new(&scenario, &segments, 1);
+        let mut recorder = recorders.pop().expect("one worker");
+        for second in 0..3 {
+            for _ in 0..100 {
+                let busy = if second == 1 { 9 * MS } else { 2 * MS };
+                recorder.turn(busy, 10 * MS - busy, 0);
+            }
+            recorder.tick(ORIGIN + (second + 1) * S, 0, 0, 0);
+            take_all(&collector, &mut totals);
+        }
+        // Too short to say anything.
+        recorder.turn(30 * MS, 0, 20 * MS);
+        recorder.finish(ORIGIN + 3 * S);
+        take_all(&collector, &mut totals);
+        let worker = totals.workers()[0];
+        assert!((worker.busiest - 0.9).abs() < 1e-9 && worker.busiest_second == 1, "{worker:?}");
+        assert_eq!((worker.gaps, worker.gap_ns, worker.time_ns), (2, 50 * MS, 3030 * MS));
+    }
+
+    #[test]
+    fn a_long_campaign_fits_into_25_mib() {
+        // Seven segments, six classes, one of the segments a stall of 5 s; two workers, each second's batches given back late.
+        let (phases, classes) = (7_u16, 6_u16);
+        let names: Vec<(&str, u64)> = (0..phases).map(|_| ("a", 8)).collect();
+        let scenario = scenario(&names, usize::from(classes));
+        let segments = segments(&scenario);
+        let (mut recorders, collector) = channel(2, &scenario, &segments, ORIGIN);
+        let mut totals = Totals::new(&scenario, &segments, 2);
+        let mut held: Vec<Box<Batch>> = Vec::new();
+        let mut worker_cells = 0;
+        for second in 0..8 * u64::from(phases) {
+            let segment = u16::try_from(second / 8).expect("few");
+            for recorder in &mut recorders {
+                for traffic in 0..classes {
+                    for k in 0..10 {
+                        let stalled = segment == 3 && k < 5;
+                        let response_ns = if stalled { 5000 * MS } else { MS / 5 + k * 400_000 };
+                        // Answers of the last segment come while the next one has begun.
+                        one(
+                            recorder,
+                            segment.saturating_sub(u16::from(k % 2 == 0)),
+                            traffic,
+                            Outcome::Ok,
+                            second * S,
+                            response_ns,
+                        );
+                    }
+                }
+                recorder.tick(ORIGIN + (second + 1) * S, 0, 0, 0);
+            }
+            held.drain(..).for_each(|batch| collector.give_back(batch));
+            while let Some(batch) = collector.next(Duration::ZERO) {
+                totals.absorb(&batch);
+                held.push(batch);
+            }
+            let cells: usize = held.iter().map(|batch| batch.cells.len()).sum();
+            worker_cells = worker_cells.max(cells + recorders.iter().map(Recorder::cells).sum::<usize>());
+        }
+        held.drain(..).for_each(|batch| collector.give_back(batch));
+        // Not with the number of phases: present and last segment, a batch to fill and one away, for two workers.
+        assert!(worker_cells <= 2 * 2 * 2 * usize::from(classes), "{worker_cells} cells");
+        let in_front: usize = recorders.iter_mut().map(Recorder::memory_bytes).sum();
+        let behind = totals.memory_bytes();
+        assert!(in_front + behind < 25 << 20, "{in_front} + {behind} bytes");
+        assert!(in_front > 1 << 20 && behind > 1 << 20, "{in_front} + {behind} bytes: not everything was counted");
+    }
+
+    impl Totals {
+        fn memory_bytes(&self) -> usize {
+            let cells = self.cells.iter().flatten().flat_map(|cell| {
+                [
+                    &cell.response,
+                    &cell.censored,
+                    &cell.failed,
+                    &cell.service,
+                    &cell.ttfb,
+                    &cell.conn_wait,
+                    &cell.visible,
+                ]
+                .map(|samples| samples.as_ref().map_or(0, Samples::memory_bytes))
+            });
+            let lags = self.lags.iter().flatten().map(|lag| lag.gen_lag.memory_bytes() + lag.rx_lag.memory_bytes());
+            cells.sum::<usize>() + lags.sum::<usize>() + self.seconds.memory_bytes()
+        }
     }
 }
