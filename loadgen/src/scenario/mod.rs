@@ -6,6 +6,7 @@
 //! at once.
 
 pub mod change;
+pub mod flags;
 pub mod load;
 pub mod presets;
 pub mod rates;
