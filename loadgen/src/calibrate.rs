@@ -138,8 +138,8 @@ impl fmt::Display for Calibration {
             units::duration(self.lag_p50_ns),
             units::duration(self.lag_p99_ns)
         )?;
-        writeln!(f, "connections stay    {} requests/s", units::rate(self.keep_alive_per_s.round()))?;
-        writeln!(f, "one for each        {} requests/s", units::rate(self.connect_per_s.round()))
+        writeln!(f, "requests, kept      {}", units::rate(self.keep_alive_per_s.round()))?;
+        writeln!(f, "requests, each new  {}", units::rate(self.connect_per_s.round()))
     }
 }
 
@@ -222,7 +222,7 @@ target = "http://{address}"
 request = "GET /{{code}}"
 code = {{ pick = "random", length = 7 }}
 expect = {{ status = [307] }}
-connection = {{ kind = "{connection}", max = {CLIENTS} }}
+connection = {{ kind = "{connection}" }}
 closed = {{ clients = {CLIENTS}, think = "0ms" }}
 bind = "127.65.0.0/24"
 [[phase]]
