@@ -9,6 +9,8 @@ mod print;
 mod run;
 mod tools;
 
+pub mod args;
+
 use std::process::ExitCode;
 
 use clap::Parser;
