@@ -234,6 +234,12 @@ pub struct Verify {
     /// The server's export of links, CSV or NDJSON
     #[arg(long, value_name = "FILE")]
     pub links: Option<PathBuf>,
+    /// How many findings of a kind are named; the others are counted
+    #[arg(long, default_value_t = 100)]
+    pub max: usize,
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -67,7 +67,7 @@ pub(super) fn measure(subject: Subject, common: &Common) -> Result<u8, Failure> 
         defect: None,
     };
     let mut shown_s = 0;
-    let intervals = common.out.as_ref().map(|folder| bundle::intervals(folder));
+    let intervals = common.out.as_ref().map(|folder| folder.join(bundle::INTERVALS));
     let performed = campaign::perform(job, intervals, &mut |totals, elapsed_s| {
         shown_s = show(&scenario, totals, shown_s, elapsed_s);
     })?;
@@ -125,10 +125,10 @@ fn judge(
         scenario,
         planned,
         totals: &performed.totals,
-        checks: &checks,
+        checks: checks.into_iter().map(report::Check::from).collect(),
         slos: eval::evaluate(&scenario.slos, scenario, &performed.totals, &ends_ns),
-        events: &performed.events,
-        machine: report::Machine::of(&performed.machine),
+        events: performed.events.iter().cloned().map(report::Event::from).collect(),
+        machine: report::Machine::from(&performed.machine),
         address: run.address,
         same_host: run.same_host,
         options: report::Options {

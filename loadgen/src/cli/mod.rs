@@ -3,7 +3,6 @@
 //! Exit codes: 0 valid and all SLOs met, 1 the run failed, 2 usage or scenario, 3 invalid measurement, 99 an SLO failed,
 //! 130 and 143 interrupted.
 
-pub mod args;
 mod measure;
 mod print;
 mod run;

@@ -20,6 +20,8 @@ use crate::units;
 
 /// Where a waypost that was started in this folder keeps the key of its first start.
 const KEY_FILE: &str = "waypost-data/admin.key";
+/// Each of the two loads of a calibration that nobody asked for.
+const CALIBRATION_S: u32 = 3;
 /// Of a request beside the measured ones.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -161,7 +163,7 @@ fn scale(source: &Source, scenario: &Scenario, changes: &mut Changes) -> Result<
         Some(calibration) => calibration,
         None => {
             print::say("calibrate: not done on this machine yet; it takes some seconds");
-            let calibration = calibrate::measure(&std::env::current_exe()?, calibrate::SECONDS)?;
+            let calibration = calibrate::measure(&std::env::current_exe()?, CALIBRATION_S)?;
             let file = calibration.save()?;
             print::say(&format!("calibrate: saved in {}", file.display()));
             calibration

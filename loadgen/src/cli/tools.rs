@@ -17,7 +17,7 @@ use crate::plan::{arrivals, draw};
 use crate::report::{bundle, terminal};
 use crate::scenario::change::Changes;
 use crate::scenario::load;
-use crate::stub::{Stub, script::Script};
+use crate::stub::{self, script::Script};
 use crate::{events, prove, seed, verify};
 
 /// The hidden process that undoes events when this one dies.
@@ -81,29 +81,29 @@ pub(super) fn report(report: &args::Report) -> Result<u8, Failure> {
     Ok(read.exit_code)
 }
 
-pub(super) fn stub(stub: &args::Stub) -> Result<u8, Failure> {
+pub(super) fn stub(args: &args::Stub) -> Result<u8, Failure> {
     let mut script = Script::default();
-    for (flag, value) in stub.script() {
+    for (flag, value) in args.script() {
         script.set(flag, value).map_err(|error| Failure::Usage(anyhow!("--{flag} {value}: {error}")))?;
     }
     let stop = stop_on_signals()?;
-    let running = Stub::start(stub.listen, script).with_context(|| format!("--listen {}", stub.listen))?;
-    print::out(&format!("listening on http://{}", running.address()));
-    running.until(&stop).context("the stub")?;
+    stub::serve(args.listen, script, &stop, |address| print::out(&format!("listening on http://{address}")))
+        .with_context(|| format!("--listen {}", args.listen))?;
     Ok(0)
 }
 
 pub(super) fn prove(args: &args::Prove) -> Result<u8, Failure> {
     let proof = prove::Proof { plant: args.plant, only: args.only.clone(), short: args.short };
-    let good = prove::run(&proof, &mut |line| print::out(line))?;
-    Ok(u8::from(!good))
+    let verdict = prove::run(&proof, &mut |line| print::out(line))?;
+    Ok(verdict.exit_code())
 }
 
 pub(super) fn verify(args: &args::Verify) -> Result<u8, Failure> {
-    let options = verify::Options { findings_max: args.max };
+    let options = verify::Options { max: args.max };
     let findings = verify::verify(&args.ledger, args.visits.as_deref(), args.links.as_deref(), options)
         .map_err(Failure::Usage)?;
-    print::out(&if args.json { findings.json() } else { findings.to_string() });
+    let text = if args.json { serde_json::to_string_pretty(&findings).map_err(anyhow::Error::from)? } else { findings.to_string() };
+    print::out(&text);
     Ok(findings.exit_code())
 }
 
