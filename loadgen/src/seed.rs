@@ -525,7 +525,7 @@ mod tests {
         catalogue.sets[0].source = Source::Derived { count: 2 };
         write_csv(&catalogue, &mut out).unwrap();
         let target = |code: &str| String::from_utf8(target_of(code.as_bytes()).to_vec()).unwrap();
-        let codes = ["hKyRP59", "JehFHT4", "spring26", "summer26"];
+        let codes = ["ol6oELD", "R4pc6j8", "spring26", "summer26"];
         let lines: String = codes.iter().map(|code| format!("{code},{}\n", target(code))).collect();
         assert_eq!(String::from_utf8(out).unwrap(), format!("code,url\n{lines}"));
     }
