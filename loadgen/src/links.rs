@@ -242,10 +242,11 @@ mod tests {
 
         #[test]
         fn only_the_right_location_is_right(index in 0..1000u64, other in 0..1000u64) {
+            let listed = (0..1000).map(|n| (format!("l{n}"), format!("https://e.example/{n}"))).collect();
             let catalogue = catalogue(vec![
                 ("derived", Source::Derived { count: 1000 }),
                 ("chosen", Source::Codes((0..1000).map(|n| format!("c{n}")).collect())),
-                ("listed", Source::Listed((0..1000).map(|n| (format!("l{n}"), format!("https://e.example/{n}"))).collect())),
+                ("listed", Source::Listed(listed)),
             ]);
             for set in 0..3 {
                 let mut target = Vec::new();

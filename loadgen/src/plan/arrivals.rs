@@ -295,7 +295,8 @@ mod tests {
         #[test]
         fn turns_keep_every_share_within_one(weights in prop::collection::vec(1..1000u32, 1..9)) {
             let sum: f64 = weights.iter().copied().map(f64::from).sum();
-            let mix: Vec<_> = weights.iter().enumerate().map(|(class, weight)| (class, f64::from(*weight) / sum)).collect();
+            let shares = weights.iter().map(|weight| f64::from(*weight) / sum);
+            let mix: Vec<_> = shares.enumerate().collect();
             let mut turns = Turns::new(&mix);
             let mut served = vec![0u32; mix.len()];
             for number in 1..3000 {
