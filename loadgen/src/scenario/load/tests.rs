@@ -46,8 +46,8 @@ fn what_is_wrong_is_said_with_its_line() {
         ("[[phase", "t:12: unclosed array table, expected `]]`"),
         ("[rnu]\n", "t:12: rnu: unknown key, did you mean run?"),
         (
-            "[[phase]]\nnmae = \"x\"\nfor = \"1s\"\nrate = 1\nmix = { a = 1 }",
-            "t:13: phase.1.nmae: unknown key, did you mean name?",
+            "[[phase]]\nname = \"x\"\narivals = \"even\"\nfor = \"1s\"\nrate = 1\nmix = { a = 1 }",
+            "t:14: phase.1.arivals: unknown key, did you mean arrivals?",
         ),
         (
             "[[phase]]\nname = \"x\"\nfor = 5\nrate = 1\nmix = { a = 1 }",
@@ -465,4 +465,19 @@ fn who_stops_postgres_must_say_which() {
 #[test]
 fn a_random_code_fits_the_plan() {
     assert_eq!(RANDOM_CODE_MAX, RANDOM_MAX as u64);
+}
+
+#[test]
+fn every_example_of_the_reference_loads() {
+    let reference = include_str!("../../../SCENARIOS.md");
+    let examples: Vec<&str> =
+        reference.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(examples.len() >= 5, "{}", examples.len());
+    for example in examples {
+        load(example, &Changes::default()).unwrap_or_else(|error| panic!("{error}\n{example}"));
+    }
+    // What can be written is described.
+    for (name, _) in presets::ALL {
+        assert!(reference.contains(name), "{name}");
+    }
 }
