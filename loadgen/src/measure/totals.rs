@@ -337,6 +337,11 @@ impl Totals {
         self.connected[traffic]
     }
 
+    #[must_use]
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
     /// By worker.
     #[must_use]
     pub fn workers(&self) -> &[WorkerTotal] {
