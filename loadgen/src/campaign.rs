@@ -50,7 +50,11 @@ fn head_start_ns(connections: usize) -> u64 {
 
 /// Carries out `job`. `on_second` is called about once a second, with the seconds
 /// since the origin; `intervals` is where the interval log goes.
-pub fn perform(job: Job, intervals: Option<PathBuf>, on_second: &mut dyn FnMut(&Totals, u32)) -> anyhow::Result<Performed> {
+pub fn perform(
+    job: Job,
+    intervals: Option<PathBuf>,
+    on_second: &mut dyn FnMut(&Totals, u32),
+) -> anyhow::Result<Performed> {
     let job = Arc::new(job);
     let scenario = &job.scenario;
     let segments: Arc<[plan::Segment]> = plan::segments(scenario).into();

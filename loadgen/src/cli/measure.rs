@@ -59,10 +59,10 @@ pub(super) fn measure(subject: Subject, common: &Common) -> Result<u8, Failure> 
         address,
         spin: common.spin,
         key,
-        ledger: common.ledger.as_ref().map(|file| LedgerJob {
-            file: file.clone(),
-            header: common.ledger_header.clone(),
-        }),
+        ledger: common
+            .ledger
+            .as_ref()
+            .map(|file| LedgerJob { file: file.clone(), header: common.ledger_header.clone() }),
         stop: Arc::clone(&interruption.stop),
         defect: None,
     };
@@ -72,7 +72,13 @@ pub(super) fn measure(subject: Subject, common: &Common) -> Result<u8, Failure> 
         shown_s = show(&scenario, totals, shown_s, elapsed_s);
     })?;
 
-    let report = judge(&scenario, &planned, &performed, &interruption, Run { address, same_host, workers, common, skipped, notes });
+    let report = judge(
+        &scenario,
+        &planned,
+        &performed,
+        &interruption,
+        Run { address, same_host, workers, common, skipped, notes },
+    );
     deliver(&report, &scenario, &performed.totals, common)?;
     Ok(report.exit_code)
 }

@@ -14,7 +14,7 @@ use crate::calibrate::{self, Calibration};
 use crate::probe::{self, Verdict};
 use crate::report::Skipped;
 use crate::scenario::change::Changes;
-use crate::scenario::{Scenario, Target, flags, load, presets};
+use crate::scenario::{Scenario, Target, flags, load, presets, warnings};
 use crate::seed::{self, Api};
 use crate::units;
 
@@ -87,7 +87,7 @@ pub(super) fn resolve(target: &Target) -> Result<SocketAddr> {
 }
 
 fn warn(scenario: &Scenario) {
-    for warning in load::warnings(scenario) {
+    for warning in warnings::warnings(scenario) {
         print::say(&format!("warning: {warning}"));
     }
 }
@@ -107,7 +107,9 @@ impl Key {
             (Ok(text), _) => Ok(Self { secret: Ok(text.trim().to_owned()), from }),
             (Err(error), Some(_)) => Err(anyhow!("--key-file {from}: {error}")),
             (Err(_), None) => Ok(Self {
-                secret: Err(format!("{from} is not there: start loadgen where the server was started, or give --key-file")),
+                secret: Err(format!(
+                    "{from} is not there: start loadgen where the server was started, or give --key-file"
+                )),
                 from,
             }),
         }

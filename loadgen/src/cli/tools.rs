@@ -14,9 +14,10 @@ use super::run::{Key, create_links, read, resolve};
 use super::{Failure, print};
 use crate::calibrate;
 use crate::plan::{arrivals, draw};
+use crate::prove::judge::Verdict;
 use crate::report::{bundle, terminal};
 use crate::scenario::change::Changes;
-use crate::scenario::load;
+use crate::scenario::warnings;
 use crate::stub::{self, script::Script};
 use crate::{events, prove, seed, verify};
 
@@ -37,7 +38,7 @@ fn rehearsal(source: &args::Source) -> Changes {
 
 pub(super) fn check(source: &args::Source) -> Result<u8, Failure> {
     let scenario = read(source, &rehearsal(source))?;
-    for warning in load::warnings(&scenario) {
+    for warning in warnings::warnings(&scenario) {
         print::out(&format!("warning: {warning}"));
     }
     let (phases, classes) = (scenario.phases.len(), scenario.traffic.len());
@@ -94,15 +95,22 @@ pub(super) fn stub(args: &args::Stub) -> Result<u8, Failure> {
 
 pub(super) fn prove(args: &args::Prove) -> Result<u8, Failure> {
     let proof = prove::Proof { plant: args.plant, only: args.only.clone(), short: args.short };
-    let verdict = prove::run(&proof, &mut |line| print::out(line))?;
-    Ok(verdict.exit_code())
+    Ok(match prove::run(&proof, &mut |line| print::out(line))? {
+        Verdict::True => 0,
+        Verdict::False => 1,
+        Verdict::Late => 3,
+    })
 }
 
 pub(super) fn verify(args: &args::Verify) -> Result<u8, Failure> {
     let options = verify::Options { max: args.max };
-    let findings = verify::verify(&args.ledger, args.visits.as_deref(), args.links.as_deref(), options)
-        .map_err(Failure::Usage)?;
-    let text = if args.json { serde_json::to_string_pretty(&findings).map_err(anyhow::Error::from)? } else { findings.to_string() };
+    let findings =
+        verify::verify(&args.ledger, args.visits.as_deref(), args.links.as_deref(), options).map_err(Failure::Usage)?;
+    let text = if args.json {
+        serde_json::to_string_pretty(&findings).map_err(anyhow::Error::from)?
+    } else {
+        findings.to_string()
+    };
     print::out(&text);
     Ok(findings.exit_code())
 }

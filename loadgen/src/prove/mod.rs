@@ -152,7 +152,7 @@ fn attempt(case: &Case, defect: Option<Defect>) -> anyhow::Result<Vec<Line>> {
         stop: Arc::new(AtomicBool::new(false)),
         defect,
     };
-    let performed = campaign::perform(job, None, &mut |_| {})?;
+    let performed = campaign::perform(job, None, &mut |_, _| {})?;
     let truth = stub.stop().context("the stub")?;
     let totals = &performed.totals;
     Ok(judge(case, planned, &totals.sum(&Scope::default()), &totals.own(None).gen_lag, &truth))

@@ -391,16 +391,12 @@ fn slos(out: &mut String, slos: &[Judged], look: Look) {
 fn checks(out: &mut String, checks: &[Check], look: Look) {
     let (Some(first), Some(last)) = (checks.first(), checks.last()) else { return };
     let many = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
-    let counts: Vec<String> = [
-        (Passed::Pass, "passed"),
-        (Passed::Warn, "warned"),
-        (Passed::Invalid, "invalid"),
-        (Passed::Fail, "failed"),
-    ]
-    .into_iter()
-    .filter(|(verdict, _)| many(*verdict) > 0)
-    .map(|(verdict, word)| format!("{} {word}", many(verdict)))
-    .collect();
+    let counts: Vec<String> =
+        [(Passed::Pass, "passed"), (Passed::Warn, "warned"), (Passed::Invalid, "invalid"), (Passed::Fail, "failed")]
+            .into_iter()
+            .filter(|(verdict, _)| many(*verdict) > 0)
+            .map(|(verdict, word)| format!("{} {word}", many(verdict)))
+            .collect();
     out.push_str(&format!("\nself-checks {}–{}: {}\n", first.id, last.id, counts.join(", ")));
     for check in checks {
         let (word, colour) = match check.verdict {
