@@ -243,7 +243,7 @@ also = ["redirect"]
         stop: Arc::new(AtomicBool::new(false)),
         defect: None,
     };
-    let performed = campaign::perform(job, None, &mut |_| {})?;
+    let performed = campaign::perform(job, None, &mut |_, _| {})?;
     let right = performed.totals.tally(&Scope::default()).of(Outcome::Ok);
     ensure!(right > 0, "the stub gave no right answer over connections of kind {connection}");
     Ok(right as f64 / f64::from(seconds))

@@ -6,7 +6,9 @@
 //! largest value in nanoseconds, histogram in V2 with deflate. Never: ages of what did not answer, which a reader would take
 //! for answers. At its limit: what arrives after the next second has begun to arrive stands in that one's line.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use hdrhistogram::serialization::V2DeflateSerializer;
@@ -24,6 +26,14 @@ pub struct Log<W: Write> {
     /// The second that is being gathered, by traffic.
     second: u32,
     gathered: Vec<Samples<u32>>,
+}
+
+impl Log<BufWriter<File>> {
+    /// As [`Log::begin`], into a new file.
+    pub fn create(file: &Path, scenario: &Scenario, origin_unix_ns: u64) -> io::Result<Self> {
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.display()));
+        Self::begin(BufWriter::new(File::create(file).map_err(named)?), scenario, origin_unix_ns).map_err(named)
+    }
 }
 
 impl<W: Write> Log<W> {
@@ -59,7 +69,7 @@ impl<W: Write> Log<W> {
         Ok(())
     }
 
-    /// Writes the last second.
+    /// Writes the last second, which is lost without this.
     pub fn end(mut self) -> io::Result<W> {
         self.write_second()?;
         self.out.flush()?;

@@ -20,6 +20,9 @@ use crate::slo::Scope;
 /// The report's file in its folder.
 pub const RUN_JSON: &str = "run.json";
 
+/// The interval log in its folder.
+pub const INTERVALS: &str = "intervals.hlog";
+
 /// Makes the folder, before the run: what cannot be written is told before the load, not after it.
 ///
 /// # Errors

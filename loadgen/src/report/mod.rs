@@ -16,6 +16,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checks::{self, machine};
+use crate::events::Happened;
 use crate::measure::totals::Totals;
 use crate::scenario::Scenario;
 use crate::slo::eval::Judged;
@@ -314,6 +316,39 @@ pub enum Passed {
     Warn,
     Invalid,
     Fail,
+}
+
+impl From<checks::Check> for Check {
+    fn from(check: checks::Check) -> Self {
+        let checks::Check { id, what, value, limit, verdict, advice } = check;
+        let verdict = match verdict {
+            checks::Verdict::Pass => Passed::Pass,
+            checks::Verdict::Warn => Passed::Warn,
+            checks::Verdict::Invalid => Passed::Invalid,
+            checks::Verdict::Fail => Passed::Fail,
+        };
+        Self { id: id.to_owned(), what, value, limit, verdict, advice }
+    }
+}
+
+impl From<Happened> for Event {
+    fn from(event: Happened) -> Self {
+        let Happened { name, begun_ns, ended_ns, error } = event;
+        Self { name, begun_ns, ended_ns, error }
+    }
+}
+
+impl From<&machine::Machine> for Machine {
+    fn from(machine: &machine::Machine) -> Self {
+        Self {
+            cpu: machine.cpu.clone(),
+            cores: machine.cores as u64,
+            governor: machine.governor.clone(),
+            clocksource: machine.clocksource.clone(),
+            kernel: machine.kernel.clone(),
+            debug_build: machine.debug_build,
+        }
+    }
 }
 
 /// The first of these that holds: interrupted (128 + the signal), failed (1), invalid (3), an SLO failed (99), 0.

@@ -110,7 +110,7 @@ fn subject(out: &mut String, report: &Report) {
     let Report { scenario, target, options, .. } = report;
     let place = if target.same_host { ", this machine" } else { "" };
     let workers = if options.workers == 1 { "1 worker".to_owned() } else { format!("{} workers", options.workers) };
-    let length = units::duration(scenario.length_ns);
+    let length = units::exact_duration(scenario.length_ns);
     let (name, url, address, seed) = (&scenario.name, &target.url, target.address, scenario.seed);
     paragraph(out, 0, &format!("{name}: {url} ({address}{place}), {length}, {workers}, seed {seed}"));
     for note in &report.notes {
@@ -140,7 +140,7 @@ fn phases(out: &mut String, report: &Report) {
     out.push('\n');
     columns(out);
     for phase in shown {
-        let length = units::duration(phase.to_ns - phase.from_ns);
+        let length = units::exact_duration(phase.to_ns - phase.from_ns);
         let apart = if phase.warmup { ", in no verdict" } else { "" };
         paragraph(out, 0, &format!("{}, {length}{apart}", phase.name));
         for (name, measured) in &phase.traffic {
@@ -170,8 +170,9 @@ fn whole(out: &mut String, report: &Report) {
             paragraph(out, 4, &format!("visible after its create: p50 {p50}, p99 {p99}, max {max}"));
         }
     }
-    if whole.traffic.len() > 1 {
-        row(out, "all", &whole.all);
+    let closed = closed_loops(&whole.traffic).len();
+    if whole.traffic.len() - closed > 1 {
+        row(out, if closed > 0 { "all planned" } else { "all" }, &whole.all);
         intervals(out, &whole.all);
     }
 }
@@ -390,16 +391,12 @@ fn slos(out: &mut String, slos: &[Judged], look: Look) {
 fn checks(out: &mut String, checks: &[Check], look: Look) {
     let (Some(first), Some(last)) = (checks.first(), checks.last()) else { return };
     let many = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
-    let counts: Vec<String> = [
-        (Passed::Pass, "passed"),
-        (Passed::Warn, "to be warned of"),
-        (Passed::Invalid, "make the run invalid"),
-        (Passed::Fail, "failed"),
-    ]
-    .into_iter()
-    .filter(|(verdict, _)| many(*verdict) > 0)
-    .map(|(verdict, word)| format!("{} {word}", many(verdict)))
-    .collect();
+    let counts: Vec<String> =
+        [(Passed::Pass, "passed"), (Passed::Warn, "warned"), (Passed::Invalid, "invalid"), (Passed::Fail, "failed")]
+            .into_iter()
+            .filter(|(verdict, _)| many(*verdict) > 0)
+            .map(|(verdict, word)| format!("{} {word}", many(verdict)))
+            .collect();
     out.push_str(&format!("\nself-checks {}–{}: {}\n", first.id, last.id, counts.join(", ")));
     for check in checks {
         let (word, colour) = match check.verdict {

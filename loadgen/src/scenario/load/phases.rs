@@ -80,7 +80,7 @@ fn read_phase(
         table.need("mix", "mix = { CLASS = 1 }, or \"previous\"", problems, |value| read_mix(value, classes, previous))
     } else {
         table.refuse("mix", "without a rate nothing arrives: add rate, ramp or points", problems);
-        if also.is_none() {
+        if table.get("also").is_none() {
             let what = "has neither a rate (rate, ramp, points) nor closed loops (also)";
             problems.add(table.offset, &table.path, what);
         }
