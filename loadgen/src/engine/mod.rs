@@ -9,7 +9,7 @@ pub mod address;
 pub mod http;
 pub mod template;
 
-mod answer;
+pub mod answer;
 mod connection;
 mod fresh;
 mod group;
@@ -61,6 +61,18 @@ pub enum Spin {
     Auto,
     Never,
     Always,
+}
+
+impl Spin {
+    /// As it is typed.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Never => "never",
+            Self::Always => "always",
+        }
+    }
 }
 
 /// A fault planted on purpose: `prove` must find each (oha had the first for years, hatoo/oha#857).

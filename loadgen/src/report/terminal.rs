@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::{Between, Bound, Check, Connections, Event, Measured, Passed, Report, Times, Verdict};
 use crate::measure::Outcome;
+use crate::measure::percentile::enough;
 use crate::measure::totals::Interval;
 use crate::slo::eval::Judged;
 use crate::units;
@@ -59,7 +60,9 @@ pub fn live(interval: &Interval, phase: &str) -> String {
     let time = |ns| if interval.ok == 0 { "–".to_owned() } else { units::duration(ns) };
     let mut out = String::new();
     if interval.from_s.is_multiple_of(20) {
-        out.push_str("   time  phase            planned/s     sent/s       p50       p99   errors  in flight   lag p99\n");
+        out.push_str(
+            "   time  phase            planned/s     sent/s       p50       p99   errors  in flight   lag p99\n",
+        );
     }
     out.push_str(&format!(
         "{:>5} s  {:<15} {:>10} {:>10} {:>9} {:>9} {:>8} {:>10} {:>9}",
@@ -107,7 +110,7 @@ fn subject(out: &mut String, report: &Report) {
     let Report { scenario, target, options, .. } = report;
     let place = if target.same_host { ", this machine" } else { "" };
     let workers = if options.workers == 1 { "1 worker".to_owned() } else { format!("{} workers", options.workers) };
-    let length = units::duration(scenario.length_ns);
+    let length = units::exact_duration(scenario.length_ns);
     let (name, url, address, seed) = (&scenario.name, &target.url, target.address, scenario.seed);
     paragraph(out, 0, &format!("{name}: {url} ({address}{place}), {length}, {workers}, seed {seed}"));
     for note in &report.notes {
@@ -137,7 +140,7 @@ fn phases(out: &mut String, report: &Report) {
     out.push('\n');
     columns(out);
     for phase in shown {
-        let length = units::duration(phase.to_ns - phase.from_ns);
+        let length = units::exact_duration(phase.to_ns - phase.from_ns);
         let apart = if phase.warmup { ", in no verdict" } else { "" };
         paragraph(out, 0, &format!("{}, {length}{apart}", phase.name));
         for (name, measured) in &phase.traffic {
@@ -167,8 +170,9 @@ fn whole(out: &mut String, report: &Report) {
             paragraph(out, 4, &format!("visible after its create: p50 {p50}, p99 {p99}, max {max}"));
         }
     }
-    if whole.traffic.len() > 1 {
-        row(out, "all", &whole.all);
+    let closed = closed_loops(&whole.traffic).len();
+    if whole.traffic.len() - closed > 1 {
+        row(out, if closed > 0 { "all planned" } else { "all" }, &whole.all);
         intervals(out, &whole.all);
     }
 }
@@ -217,10 +221,7 @@ fn cell(times: &Times, quantile: f64, bound: Bound) -> String {
 }
 
 fn is_few(times: &Times, quantile: f64) -> bool {
-    // Half a sample of tolerance, since 1 - 0.99 is not 0.01.
-    #[expect(clippy::cast_precision_loss, reason = "counts of requests are far below 2^53")]
-    let beyond = (times.count + times.censored) as f64 * (1.0 - quantile);
-    beyond < 9.9995
+    !enough(times.count + times.censored, quantile)
 }
 
 fn shown(bound: Bound) -> String {
@@ -234,13 +235,14 @@ fn intervals(out: &mut String, measured: &Measured) {
     if ci95.p99.is_none() && ci95.p99_9.is_none() {
         return;
     }
-    let ends: [(&str, fn(&Between) -> Bound); 2] = [("95 % from", |ci| ci.low), ("to", |ci| ci.high)];
-    for (label, end) in ends {
-        let [p99, p99_9] = [ci95.p99, ci95.p99_9].map(|ci| ci.as_ref().map(|ci| shown(end(ci))).unwrap_or_default());
+    let mut line = |label: &str, end: &dyn Fn(Between) -> Bound| {
+        let [p99, p99_9] = [ci95.p99, ci95.p99_9].map(|ci| ci.map(|ci| shown(end(ci))).unwrap_or_default());
         let before = 2 + NAME + 3 * COUNT + 2 * TIME;
         out.push_str(format!("{label:>before$}{p99:>TIME$}{p99_9:>TIME$}").trim_end());
         out.push('\n');
-    }
+    };
+    line("95 % from", &|ci| ci.low);
+    line("to", &|ci| ci.high);
 }
 
 /// What did not end well, by kind; the statuses where they were the reason.
@@ -248,7 +250,9 @@ fn not_ok(out: &mut String, measured: &Measured) {
     let listed = |ours: bool| -> Vec<String> {
         let kinds = Outcome::ALL.into_iter().filter(|kind| *kind != Outcome::Ok && kind.is_ours() == ours);
         kinds
-            .filter_map(|kind| measured.outcomes.get(kind.name()).map(|many| format!("{} {}", kind.name(), count(*many))))
+            .filter_map(|kind| {
+                measured.outcomes.get(kind.name()).map(|many| format!("{} {}", kind.name(), count(*many)))
+            })
             .collect()
     };
     let (errors, ours) = (listed(false), listed(true));
@@ -387,16 +391,12 @@ fn slos(out: &mut String, slos: &[Judged], look: Look) {
 fn checks(out: &mut String, checks: &[Check], look: Look) {
     let (Some(first), Some(last)) = (checks.first(), checks.last()) else { return };
     let many = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
-    let counts: Vec<String> = [
-        (Passed::Pass, "passed"),
-        (Passed::Warn, "to be warned of"),
-        (Passed::Invalid, "make the run invalid"),
-        (Passed::Fail, "failed"),
-    ]
-    .into_iter()
-    .filter(|(verdict, _)| many(*verdict) > 0)
-    .map(|(verdict, word)| format!("{} {word}", many(verdict)))
-    .collect();
+    let counts: Vec<String> =
+        [(Passed::Pass, "passed"), (Passed::Warn, "warned"), (Passed::Invalid, "invalid"), (Passed::Fail, "failed")]
+            .into_iter()
+            .filter(|(verdict, _)| many(*verdict) > 0)
+            .map(|(verdict, word)| format!("{} {word}", many(verdict)))
+            .collect();
     out.push_str(&format!("\nself-checks {}–{}: {}\n", first.id, last.id, counts.join(", ")));
     for check in checks {
         let (word, colour) = match check.verdict {

@@ -19,6 +19,8 @@ pub struct Changes {
     pub set: Vec<(String, String)>,
     /// `--postgres-pid`: stands in for `"{postgres_pid}"`.
     pub postgres_pid: Option<u32>,
+    /// For commands that carry out no event (`check`, `plan`, `seed`): nobody needs to say which process is Postgres.
+    pub rehearsal: bool,
     /// Classes of traffic to leave out, such as those that the server does not offer.
     pub drop: Vec<String>,
 }

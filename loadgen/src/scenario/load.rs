@@ -59,8 +59,15 @@ pub fn from_toml(name: &str, text: &str, folder: &Path, changes: &Changes) -> Re
     let toml = change::apply(text, changes).map_err(|error| LoadError::one(format!("{name}: {error}")))?;
     let mut problems = Problems::of(&toml);
     let root = problems.parse();
+    let root = Table::root(&root);
+    if !changes.rehearsal && events::need_postgres_pid(&root) {
+        return Err(LoadError::one(format!(
+            "{name} needs --postgres-pid PID: the process of the Postgres server that it stops for a while, which is the \
+             first line of postmaster.pid in Postgres's data directory: head -1 …/postmaster.pid"
+        )));
+    }
     if problems.are_none()
-        && let Some(scenario) = read(name, &toml, folder, &Table::root(&root), &mut problems)?
+        && let Some(scenario) = read(name, &toml, folder, &root, &mut problems)
         && problems.are_none()
     {
         return Ok(scenario);
@@ -70,21 +77,8 @@ pub fn from_toml(name: &str, text: &str, folder: &Path, changes: &Changes) -> Re
 }
 
 /// None only together with a problem.
-fn read(
-    name: &str,
-    toml: &str,
-    folder: &Path,
-    root: &Table<'_>,
-    problems: &mut Problems<'_>,
-) -> Result<Option<Scenario>, LoadError> {
+fn read(name: &str, toml: &str, folder: &Path, root: &Table<'_>, problems: &mut Problems<'_>) -> Option<Scenario> {
     root.only(&["run", "links", "traffic", "phase", "event", "slo"], problems);
-    let needs_pid = events::need_postgres_pid(root);
-    if needs_pid {
-        return Err(LoadError::one(format!(
-            "{name} needs --postgres-pid PID: the process of the Postgres server that it stops for a while, which is the \
-             first line of postmaster.pid in Postgres's data directory: head -1 …/postmaster.pid"
-        )));
-    }
 
     let run_table = root.need("run", "[run] with a target", problems, Value::table);
     let run = run_table.as_ref().and_then(|table| read_run(table, problems));
@@ -99,12 +93,12 @@ fn read(
     let events = events::read(root, folder, &phases, problems);
     let slos = read_slos(root, &classes, &phases, &events, problems);
 
-    let (Some(mut run), true) = (run, problems.are_none()) else { return Ok(None) };
+    let (Some(mut run), true) = (run, problems.are_none()) else { return None };
     run.peak = if peak.used.get() { peak.rate.unwrap_or(0.0) } else { 0.0 };
     let scenario =
         Scenario { name: name.to_owned(), toml: toml.to_owned(), run, catalogue, traffic, phases, events, slos };
     traffic::check_across(&scenario, &classes, problems);
-    Ok(Some(scenario))
+    Some(scenario)
 }
 
 fn read_run(table: &Table<'_>, problems: &mut Problems<'_>) -> Option<Run> {

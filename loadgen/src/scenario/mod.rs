@@ -6,10 +6,12 @@
 //! at once.
 
 pub mod change;
+pub mod flags;
 pub mod load;
 pub mod presets;
 pub mod rates;
 mod table;
+pub mod warnings;
 
 use std::path::PathBuf;
 

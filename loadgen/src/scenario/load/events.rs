@@ -120,11 +120,17 @@ fn read_action(table: &Table<'_>, folder: &Path, problems: &mut Problems<'_>) ->
         value.one_of(&SIGNALS.map(|signal| (signal, signal)))
     });
     // 0 and 1 would be this process's whole group, and init.
-    let pid = table.read("pid", problems, |value| value.count(2..=u64::from(u32::MAX >> 1)));
+    let pid = table.read("pid", problems, |value| {
+        if value.text() == Ok(POSTGRES_PID) {
+            // A rehearsal: were it carried out all the same, there is no such file and nothing is signalled.
+            return Ok(PidFrom::File(POSTGRES_PID.into()));
+        }
+        value.count(2..=u64::from(u32::MAX >> 1)).map(|pid| PidFrom::Pid(pid as u32))
+    });
     let file = table.read("pid_file", problems, |value| value.text().map(|file| folder.join(file)));
     let tree = table.read("tree", problems, Value::flag).unwrap_or(false);
     let pid = match (table.get("pid").is_some(), table.get("pid_file").is_some()) {
-        (true, false) => PidFrom::Pid(pid? as u32),
+        (true, false) => pid?,
         (false, true) => PidFrom::File(file?),
         _ => {
             problems.add(table.offset, &table.path, "needs either pid = NUMBER or pid_file = \"FILE\"");

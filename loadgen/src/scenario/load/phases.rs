@@ -36,7 +36,7 @@ pub(super) fn read(
     if let (Some(first), true) = (phases.first(), warmup_ns > 0) {
         let curve = match &first.curve {
             Curve::None => Curve::None,
-            curve => Curve::Constant(rates::rate_at(curve, 0, first.for_ns)),
+            curve => Curve::Constant(rates::ends(curve).0),
         };
         let warmup = Phase { name: WARMUP.to_owned(), for_ns: warmup_ns, curve, warmup: true, ..first.clone() };
         phases.insert(0, warmup);
@@ -80,7 +80,7 @@ fn read_phase(
         table.need("mix", "mix = { CLASS = 1 }, or \"previous\"", problems, |value| read_mix(value, classes, previous))
     } else {
         table.refuse("mix", "without a rate nothing arrives: add rate, ramp or points", problems);
-        if also.is_none() {
+        if table.get("also").is_none() {
             let what = "has neither a rate (rate, ramp, points) nor closed loops (also)";
             problems.add(table.offset, &table.path, what);
         }
@@ -157,7 +157,7 @@ fn read_ramp(ramp: &Table<'_>, previous: Option<&Phase>, peak: &Peak, problems: 
     let to = ramp.need("to", "to = \"peak\"", problems, |value| peak.rate(value));
     let before = previous.filter(|phase| phase.curve != Curve::None);
     let from = match before {
-        Some(phase) if ramp.get("from").is_none() => Some(rates::rate_at(&phase.curve, phase.for_ns, phase.for_ns)),
+        Some(phase) if ramp.get("from").is_none() => Some(rates::ends(&phase.curve).1),
         _ => ramp.need("from", "from = 100: there is no rate before", problems, |value| peak.rate(value)),
     };
     let exponential = ramp.read("shape", problems, |value| value.one_of(&[("linear", false), ("exp", true)]));
@@ -187,8 +187,8 @@ fn points(value: &Value<'_>, for_ns: Option<u64>, peak: &Peak) -> Result<Curve, 
     let (Some(&(first_ns, _)), Some(&(last_ns, _)), true) = (points.first(), points.last(), points.len() >= 2) else {
         return Err("needs at least two points, such as [[\"0s\", 400], [\"10s\", \"20k\"]]".to_owned());
     };
-    if first_ns != 0 || points.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
-        return Err("the times begin with 0s and rise from point to point".to_owned());
+    if first_ns != 0 || points.windows(2).any(|pair| pair[0].0 > pair[1].0) {
+        return Err("the times begin with 0s and never go back".to_owned());
     }
     if let Some(for_ns) = for_ns.filter(|&for_ns| for_ns != last_ns) {
         let (last, end) = (units::exact_duration(last_ns), units::exact_duration(for_ns));
