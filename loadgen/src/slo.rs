@@ -3,6 +3,9 @@
 //! In: expressions of a scenario or of `--slo`. Out: each with the value that was measured and whether it holds. Never:
 //! passes on what was not measured: without a sample, or on a bound only ("at least 5 s"), a limit from above fails.
 
+pub mod eval;
+pub mod parse;
+
 use crate::measure::Outcome;
 
 /// `[[slo]]`: where, and what.

@@ -11,9 +11,8 @@ use ipnet::IpNet;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::measure::Outcome;
-
-/// One worker's share of a range: worker w of W takes each W-th address from the w-th on, then begins again.
+/// One worker's share of a range, for ever: worker w of W takes each W-th address from the w-th on, then begins again.
+/// Without a range it is empty: the kernel chooses.
 #[derive(Debug, Clone)]
 pub struct Addresses {
     first: IpAddr,
@@ -26,27 +25,35 @@ pub struct Addresses {
 
 impl Addresses {
     #[must_use]
-    pub fn of(range: IpNet, worker: usize, workers: usize) -> Self {
-        let (first, last) = first_and_last(range);
-        // A range of all of IPv6 has one more than that: nobody will come to the last.
-        let count = (bits(last) - bits(first)).saturating_add(1);
+    pub fn new(range: Option<IpNet>, worker: usize, workers: usize) -> Self {
         let (worker, workers) = (worker as u128, workers as u128);
-        let (begin, step) = if count < workers { (worker % count, 1) } else { (worker, workers) };
-        Self { first, count, begin, step, next: begin }
+        let Some((first, last)) = range.map(first_and_last) else {
+            return Self { first: Ipv4Addr::UNSPECIFIED.into(), count: 0, begin: 0, step: 1, next: 0 };
+        };
+        // All of IPv6 has one more than that: nobody will come to the last.
+        let count = (bits(last) - bits(first)).saturating_add(1);
+        let is_shared = count < workers;
+        let begin = worker % count;
+        Self { first, count, begin, step: if is_shared { 1 } else { workers }, next: begin }
     }
+}
 
-    /// For the next connection.
-    pub fn take(&mut self) -> IpAddr {
-        let taken = self.next;
+impl Iterator for Addresses {
+    type Item = IpAddr;
+
+    fn next(&mut self) -> Option<IpAddr> {
+        if self.count == 0 {
+            return None;
+        }
+        let bits = bits(self.first) + self.next;
         self.next += self.step;
         if self.next >= self.count {
             self.next = if self.step == 1 { 0 } else { self.begin };
         }
-        let bits = bits(self.first) + taken;
-        match self.first {
+        Some(match self.first {
             IpAddr::V4(_) => Ipv4Addr::from(u32::try_from(bits).expect("not beyond the range's last address")).into(),
             IpAddr::V6(_) => Ipv6Addr::from(bits).into(),
-        }
+        })
     }
 }
 
@@ -86,16 +93,35 @@ pub fn socket(address: SocketAddr, local: Option<IpAddr>) -> io::Result<Socket> 
     Ok(socket)
 }
 
-/// What an error of [`socket`], connect(2), send(2) or recv(2) means for the request that waited for it.
+/// A [`socket`] that has begun to connect.
+pub fn connect(address: SocketAddr, local: Option<IpAddr>) -> io::Result<Socket> {
+    let socket = socket(address, local)?;
+    match socket.connect(&address.into()) {
+        Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => Err(error),
+        _ => Ok(socket),
+    }
+}
+
+/// Why a connection could not be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    Refused,
+    /// This process, or the machine, may open no more files.
+    NoFd,
+    /// No port is left for the local address, or it is none of this machine's.
+    NoPort,
+    Other,
+}
+
+/// What an error of [`connect`], or the one that the socket holds later, stands for.
 #[must_use]
-pub fn outcome_of(error: &io::Error) -> Outcome {
+pub fn failure(error: &io::Error) -> Failure {
     match Errno::from_io_error(error) {
-        Some(Errno::MFILE | Errno::NFILE) => Outcome::NoFd,
+        Some(Errno::MFILE | Errno::NFILE) => Failure::NoFd,
         // bind(2) says ADDRINUSE when all ports of the address are taken, connect(2) ADDRNOTAVAIL.
-        Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) => Outcome::NoPort,
-        Some(Errno::CONNREFUSED | Errno::HOSTUNREACH | Errno::NETUNREACH) => Outcome::Refused,
-        Some(Errno::TIMEDOUT) => Outcome::Timeout,
-        _ => Outcome::Reset,
+        Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) => Failure::NoPort,
+        Some(Errno::CONNREFUSED) => Failure::Refused,
+        _ => Failure::Other,
     }
 }
 
@@ -108,8 +134,8 @@ mod tests {
     #[test]
     fn shares_of_a_range() {
         let check = |range: &str, worker: usize, workers: usize, expected: &[&str]| {
-            let mut addresses = Addresses::of(range.parse().unwrap(), worker, workers);
-            let taken: Vec<String> = expected.iter().map(|_| addresses.take().to_string()).collect();
+            let addresses = Addresses::new(Some(range.parse().unwrap()), worker, workers);
+            let taken: Vec<String> = addresses.take(expected.len()).map(|address| address.to_string()).collect();
             assert_eq!(taken, expected, "worker {worker} of {workers} in {range}");
         };
         check("127.66.0.0/30", 0, 1, &["127.66.0.1", "127.66.0.2", "127.66.0.1"]);
@@ -123,6 +149,7 @@ mod tests {
         check("255.255.255.254/31", 0, 1, &["255.255.255.254", "255.255.255.255", "255.255.255.254"]);
         check("::1/128", 0, 2, &["::1", "::1"]);
         check("::/0", 1, 2, &["::1", "::3"]);
+        assert_eq!(Addresses::new(None, 0, 1).next(), None);
     }
 
     #[test]
@@ -130,12 +157,10 @@ mod tests {
         for workers in 1..=6_usize {
             let mut seen = HashSet::new();
             for worker in 0..workers {
-                let mut addresses = Addresses::of("127.66.0.0/28".parse().unwrap(), worker, workers);
-                let first = addresses.take();
+                let mut addresses = Addresses::new(Some("127.66.0.0/28".parse().unwrap()), worker, workers);
+                let first = addresses.next().unwrap();
                 assert!(seen.insert(first));
-                while let next = addresses.take()
-                    && next != first
-                {
+                for next in addresses.take_while(|next| *next != first) {
                     assert!(seen.insert(next), "{next} twice with {workers} workers");
                 }
             }
@@ -144,28 +169,27 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_comes_from_its_address() {
+    fn a_connection_comes_from_its_address() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let socket = socket(listener.local_addr().unwrap(), Some("127.66.0.9".parse().unwrap())).unwrap();
+        let socket = connect(listener.local_addr().unwrap(), Some("127.66.0.9".parse().unwrap())).unwrap();
         assert!(socket.tcp_nodelay().unwrap() && socket.nonblocking().unwrap());
-        let begun = socket.connect(&listener.local_addr().unwrap().into());
-        assert!(begun.is_ok() || Errno::from_io_error(&begun.unwrap_err()) == Some(Errno::INPROGRESS));
         assert_eq!(listener.accept().unwrap().1.ip().to_string(), "127.66.0.9");
     }
 
     #[test]
-    fn errors_have_their_outcome() {
-        for (errno, outcome) in [
-            (Errno::MFILE, Outcome::NoFd),
-            (Errno::NFILE, Outcome::NoFd),
-            (Errno::ADDRINUSE, Outcome::NoPort),
-            (Errno::ADDRNOTAVAIL, Outcome::NoPort),
-            (Errno::CONNREFUSED, Outcome::Refused),
-            (Errno::TIMEDOUT, Outcome::Timeout),
-            (Errno::CONNRESET, Outcome::Reset),
-            (Errno::PIPE, Outcome::Reset),
+    fn what_cannot_be_opened_says_whose_fault_it_is() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let foreign = socket(listener.local_addr().unwrap(), Some("192.0.2.1".parse().unwrap())).unwrap_err();
+        assert_eq!(failure(&foreign), Failure::NoPort);
+        for (errno, expected) in [
+            (Errno::MFILE, Failure::NoFd),
+            (Errno::NFILE, Failure::NoFd),
+            (Errno::ADDRINUSE, Failure::NoPort),
+            (Errno::CONNREFUSED, Failure::Refused),
+            (Errno::TIMEDOUT, Failure::Other),
+            (Errno::CONNRESET, Failure::Other),
         ] {
-            assert_eq!(outcome_of(&errno.into()), outcome, "{errno:?}");
+            assert_eq!(failure(&errno.into()), expected, "{errno:?}");
         }
     }
 }

@@ -8,10 +8,13 @@
 //! Times are nanoseconds. A histogram has three digits from 1 µs to an hour, and its exact smallest and largest value.
 
 pub mod batch;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod hgrm;
 pub mod hlog;
 pub mod percentile;
 pub mod recorder;
+pub mod seconds;
 pub mod totals;
 
 /// How a request ended. Each arrival of the plan ends in exactly one.

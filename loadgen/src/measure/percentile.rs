@@ -1,1 +1,221 @@
-//! TBD
+//! Percentiles that say what they do not know.
+//!
+//! In: histograms of known times and of ages, which are lower bounds. Out: values by nearest rank (the smallest value with
+//! at least `q * n` values at or below it, as a sorted list would show it), at most 0.1 % too high. Never: interpolates,
+//! guesses without samples. At its limit: a quantile that an age could have raised is `at_least`.
+
+use hdrhistogram::{Counter, Histogram};
+
+use super::totals::Distribution;
+
+/// A quantile's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quantile {
+    pub value_ns: u64,
+    /// The true value is this one or larger: some request at or below it was still waiting at its age.
+    pub at_least: bool,
+}
+
+/// Fewer values than this beyond a quantile say little about where it lies.
+pub const ENOUGH_BEYOND: f64 = 10.0;
+
+/// Whether `n` values are enough to speak of quantile `q`: at least [`ENOUGH_BEYOND`] of them lie beyond it.
+#[must_use]
+pub fn enough(n: u64, q: f64) -> bool {
+    // The products of short decimals are off by less than this.
+    n as f64 * (1.0 - q) >= ENOUGH_BEYOND - 1e-6
+}
+
+/// Quantile `q` (0 to 1) of plain values, in nanoseconds, as the top of its bucket.
+#[must_use]
+pub fn quantile_ns<C: Counter>(counts: &Histogram<C>, q: f64) -> Option<u64> {
+    (!counts.is_empty()).then(|| value_at_rank(counts, rank(counts.len(), q)))
+}
+
+/// As [`quantile_ns`], of known values and ages together.
+#[must_use]
+pub fn quantile<C: Counter>(known: &Histogram<C>, censored: &Histogram<C>, q: f64) -> Option<Quantile> {
+    let ranks = Ranks::new(known, censored);
+    (ranks.n > 0).then(|| ranks.value(rank(ranks.n, q)))
+}
+
+impl Distribution {
+    /// Known values and ages.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.known.len() + self.censored.len()
+    }
+
+    /// Quantile `q`, 0 to 1; none without values.
+    #[must_use]
+    pub fn quantile(&self, q: f64) -> Option<Quantile> {
+        let mut quantile = quantile(&self.known, &self.censored, q)?;
+        if !quantile.at_least {
+            quantile.value_ns = self.within_ends(quantile.value_ns);
+        }
+        Some(quantile)
+    }
+
+    /// The interval that holds the true quantile `q` with 95 % confidence; none when fewer than [`ENOUGH_BEYOND`] values
+    /// lie beyond `q`.
+    ///
+    /// Its ends are order statistics, whatever the distribution's shape: the number of values below the quantile is
+    /// binomial, approximated by the normal distribution and rounded outwards, ranks `⌊nq − 1.96 √(nq(1−q))⌋` and
+    /// `⌈nq + 1.96 √(nq(1−q))⌉ + 1` (J.-Y. Le Boudec, Performance Evaluation of Computer and Communication Systems,
+    /// theorem 2.1). It takes values to be independent; those of one stall are not, so the truth may be wider.
+    #[must_use]
+    pub fn interval_95(&self, q: f64) -> Option<(Quantile, Quantile)> {
+        let ranks = Ranks::new(&self.known, &self.censored);
+        if !enough(ranks.n, q) {
+            return None;
+        }
+        let middle = ranks.n as f64 * q;
+        let reach = 1.96 * (middle * (1.0 - q)).sqrt();
+        let end = |at: f64| {
+            let mut end = ranks.value((at.max(1.0) as u64).min(ranks.n));
+            if !end.at_least {
+                end.value_ns = self.within_ends(end.value_ns);
+            }
+            end
+        };
+        Some((end((middle - reach).floor()), end((middle + reach).ceil() + 1.0)))
+    }
+
+    /// A bucket's top may lie beyond the exact ends.
+    fn within_ends(&self, ns: u64) -> u64 {
+        ns.clamp(self.min_ns, self.max_ns.max(self.min_ns))
+    }
+}
+
+/// Known values and ages in one order.
+struct Ranks<'a, C: Counter> {
+    known: &'a Histogram<C>,
+    /// Only where there are ages.
+    merged: Option<Histogram<C>>,
+    /// Top of the bucket of the smallest age.
+    first_age_ns: u64,
+    n: u64,
+}
+
+impl<'a, C: Counter> Ranks<'a, C> {
+    fn new(known: &'a Histogram<C>, censored: &Histogram<C>) -> Self {
+        let first_age_ns = censored.iter_recorded().next().map_or(u64::MAX, |bucket| bucket.value_iterated_to());
+        let merged = (!censored.is_empty()).then(|| {
+            let mut merged = known.clone();
+            merged.add(censored).expect("they resize themselves");
+            merged
+        });
+        Self { known, merged, first_age_ns, n: known.len() + censored.len() }
+    }
+
+    fn value(&self, rank: u64) -> Quantile {
+        let counts = self.merged.as_ref().unwrap_or(self.known);
+        let top_ns = value_at_rank(counts, rank);
+        let at_least = self.first_age_ns <= top_ns;
+        // A bound must not be larger than what it bounds.
+        Quantile { value_ns: if at_least { counts.lowest_equivalent(top_ns) } else { top_ns }, at_least }
+    }
+}
+
+/// 1 to `n`.
+fn rank(n: u64, q: f64) -> u64 {
+    // 0.999 * 1000 is a little more than 999; a rank is exact up to 10^9 values.
+    (((n as f64 * q) - 1e-6).ceil().max(1.0) as u64).min(n)
+}
+
+fn value_at_rank<C: Counter>(counts: &Histogram<C>, rank: u64) -> u64 {
+    let mut seen = 0;
+    for bucket in counts.iter_recorded() {
+        seen += bucket.count_at_value().as_u64();
+        if seen >= rank {
+            return bucket.value_iterated_to();
+        }
+    }
+    counts.max()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{ProptestConfig, prop, prop_assert, prop_assert_eq, proptest};
+
+    use super::{Quantile, enough, quantile_ns};
+    use crate::measure::batch::Samples;
+    use crate::measure::totals::Distribution;
+
+    fn distribution(known: &[u64], censored: &[u64]) -> Distribution {
+        let mut of = [Samples::new(), Samples::new()];
+        for (samples, values) in of.iter_mut().zip([known, censored]) {
+            values.iter().for_each(|&value| samples.record(value));
+        }
+        let [known, censored] = of;
+        Distribution::new(known, censored)
+    }
+
+    #[test]
+    fn a_quantile_tells_whether_it_is_a_bound() {
+        let ms = |n: u64| n * 1_000_000;
+        let check = |known: &[u64], censored: &[u64], q: f64, expected: Option<(u64, bool)>| {
+            let found = distribution(known, censored).quantile(q);
+            assert_eq!(found.is_some(), expected.is_some(), "{known:?} {censored:?} {q}");
+            let (Some(Quantile { value_ns, at_least }), Some((value, bound))) = (found, expected) else { return };
+            assert_eq!(at_least, bound, "{known:?} {censored:?} {q}");
+            assert!(value_ns.abs_diff(value) <= value / 1000 + 1000, "{value_ns} for {value}");
+            assert!(!bound || value_ns <= value, "{value_ns} is no bound of {value}");
+        };
+        let ten: Vec<u64> = (1..=10).map(ms).collect();
+        check(&[], &[], 0.5, None);
+        check(&ten, &[], 0.5, Some((ms(5), false)));
+        check(&ten, &[], 0.99, Some((ms(10), false)));
+        check(&ten, &[], 1.0, Some((ms(10), false)));
+        check(&ten, &[], 0.0, Some((ms(1), false)));
+        // The 11th of 11 waited for 5 s: the middle is known all the same.
+        check(&ten, &[ms(5000)], 0.5, Some((ms(6), false)));
+        check(&ten, &[ms(5000)], 0.99, Some((ms(5000), true)));
+        // An age below: where the tenth lies is not known.
+        check(&ten, &[ms(2)], 0.9, Some((ms(9), true)));
+        check(&[], &[ms(7)], 0.5, Some((ms(7), true)));
+    }
+
+    #[test]
+    fn an_interval_needs_enough_values_and_holds_the_quantile() {
+        let values: Vec<u64> = (1..=10_000).map(|n| n * 10_000).collect();
+        let all = distribution(&values, &[]);
+        assert!(all.interval_95(0.999).is_some());
+        assert!(all.interval_95(0.9999).is_none());
+        assert!(!enough(999, 0.99) && enough(1000, 0.99));
+        // Ranks 4901 (4900 rounded outwards) and 5099: n q = 5000, 1.96 * sqrt(2500) = 98.
+        let (low, high) = all.interval_95(0.5).expect("enough");
+        assert!(low.value_ns.abs_diff(49_020_000) <= 50_000, "{low:?}");
+        assert!(high.value_ns.abs_diff(50_990_000) <= 52_000, "{high:?}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn quantiles_of_many_workers_are_those_of_a_sorted_list(
+            workers in prop::collection::vec(prop::collection::vec(0..100_000_000_000_u64, 1..400), 1..5),
+            q in 0.0..1.0_f64,
+        ) {
+            let mut sum = Samples::<u64>::new();
+            let mut sorted = Vec::new();
+            for values in &workers {
+                let mut second = Samples::<u32>::new();
+                // Each decade alike: three quarters of all numbers below 10^11 lie above 10^10.
+                for value in values.iter().map(|&value| value >> (value % 27)) {
+                    second.record(value);
+                    sorted.push(value);
+                }
+                sum.absorb(&second);
+            }
+            sorted.sort_unstable();
+            let n = sorted.len();
+            prop_assert_eq!(sum.counts.len(), n as u64);
+            prop_assert_eq!((sum.min_ns, sum.max_ns), (sorted[0], sorted[n - 1]));
+            for q in [q, 0.5, 0.9, 0.99, 0.999, 1.0] {
+                let exact = sorted[((n as f64 * q - 1e-6).ceil() as usize).clamp(1, n) - 1];
+                let found = quantile_ns(&sum.counts, q).expect("values");
+                prop_assert!(found.abs_diff(exact) <= exact / 1000 + 1000, "{} for {}", found, exact);
+            }
+        }
+    }
+}

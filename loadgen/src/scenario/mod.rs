@@ -5,8 +5,13 @@
 //! socket. At its limit: what is wrong is refused with the line, the key and the nearest known one, all that can be found
 //! at once.
 
+pub mod change;
+pub mod flags;
 pub mod load;
 pub mod presets;
+pub mod rates;
+mod table;
+pub mod warnings;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,182 @@
+//! What the kernel says of the machine, and of how it treated this process.
+//!
+//! In: files of `/proc` and `/sys` (proc(5), the kernel's documentation of cpufreq and of clocksources). Out: a
+//! [`Machine`]. Never: fails; reads a clock. At its limit: what cannot be read is `None`, empty or 0 (other systems, hidden
+//! `/proc`), and no check condemns a run for that.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, UdpSocket};
+
+use crate::engine;
+
+/// The machine, and shares of its CPU time between [`Machine::begin`] and [`Machine::end`].
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Machine {
+    /// That this process may use.
+    pub cores: usize,
+    /// The processor's model; empty where the kernel does not tell.
+    pub cpu: String,
+    /// Of the first core's frequency; none where there is no choice, as in most virtual machines.
+    pub governor: Option<String>,
+    pub clocksource: Option<String>,
+    /// Its release.
+    pub kernel: String,
+    /// Of loadgen itself.
+    pub debug_build: bool,
+    /// Of all CPU time, 0 to 1, what the hypervisor gave to others while this machine wanted it.
+    pub steal_share: f64,
+    /// Of all CPU time, 0 to 1, what was not idle, whoever used it.
+    pub cpu_share: f64,
+    /// How often one of this process's threads was taken off its core while it wanted to run. Of threads that were alive
+    /// in some [`Machine::observe`].
+    pub involuntary_switches: u64,
+    begun: CpuTimes,
+    /// By thread: at first sight and at the last.
+    switches: BTreeMap<u32, (u64, u64)>,
+}
+
+/// Of all cores, in ticks since the machine started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct CpuTimes {
+    total: u64,
+    idle: u64,
+    steal: u64,
+}
+
+impl Machine {
+    /// Before the run.
+    #[must_use]
+    pub fn begin() -> Self {
+        let mut machine = Self {
+            cores: engine::cores(),
+            cpu: cpu_model(&text("/proc/cpuinfo").unwrap_or_default()),
+            governor: text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            clocksource: text("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+            kernel: text("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            debug_build: cfg!(debug_assertions),
+            begun: cpu_times(&text("/proc/stat").unwrap_or_default()),
+            ..Self::default()
+        };
+        machine.observe();
+        machine
+    }
+
+    /// While its threads live, about once a second: the kernel forgets their counts with them.
+    pub fn observe(&mut self) {
+        for (thread, count) in switches_of_threads() {
+            self.switches.entry(thread).or_insert((count, count)).1 = count;
+        }
+        self.involuntary_switches = self.switches.values().map(|(first, last)| last.saturating_sub(*first)).sum();
+    }
+
+    /// After the run.
+    pub fn end(&mut self) {
+        self.observe();
+        let now = cpu_times(&text("/proc/stat").unwrap_or_default());
+        (self.steal_share, self.cpu_share) = shares(self.begun, now);
+    }
+}
+
+/// Whether requests to it stay on this machine: an address that can be bound is one of ours.
+#[must_use]
+pub fn is_this_host(address: IpAddr) -> bool {
+    address.is_loopback() || UdpSocket::bind((address, 0)).is_ok()
+}
+
+/// A file of one value; none when it is missing or empty.
+fn text(path: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    (!text.trim().is_empty()).then(|| text.trim().to_owned())
+}
+
+/// `model name` of `/proc/cpuinfo` on x86; ARM has a `Hardware` or none.
+fn cpu_model(cpuinfo: &str) -> String {
+    let value = |key| cpuinfo.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.trim() == key);
+    value("model name").or_else(|| value("Hardware")).map_or(String::new(), |(_, model)| model.trim().to_owned())
+}
+
+/// The first line of `/proc/stat`: user, nice, system, idle, iowait, irq, softirq, steal; guest times, which follow, are
+/// part of the first two.
+fn cpu_times(stat: &str) -> CpuTimes {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu ")).unwrap_or_default();
+    let ticks: Vec<u64> = line.split_ascii_whitespace().take(8).map_while(|ticks| ticks.parse().ok()).collect();
+    let [.., idle, iowait, _, _, steal] = ticks[..] else { return CpuTimes::default() };
+    CpuTimes { total: ticks.iter().sum(), idle: idle + iowait, steal }
+}
+
+/// (stolen, not idle) of the time between two readings.
+fn shares(from: CpuTimes, to: CpuTimes) -> (f64, f64) {
+    let total = to.total.saturating_sub(from.total);
+    if total == 0 {
+        return (0.0, 0.0);
+    }
+    let share = |from: u64, to: u64| (to.saturating_sub(from) as f64 / total as f64).min(1.0);
+    (share(from.steal, to.steal), 1.0 - share(from.idle, to.idle))
+}
+
+/// (thread, count) of each living thread.
+fn switches_of_threads() -> Vec<(u32, u64)> {
+    let Ok(threads) = fs::read_dir("/proc/self/task") else { return Vec::new() };
+    threads
+        .flatten()
+        .filter_map(|thread| {
+            let status = fs::read_to_string(thread.path().join("status")).ok()?;
+            Some((thread.file_name().to_str()?.parse().ok()?, involuntary_switches(&status)?))
+        })
+        .collect()
+}
+
+/// `nonvoluntary_ctxt_switches` of a thread's `status`.
+fn involuntary_switches(status: &str) -> Option<u64> {
+    status.lines().find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"))?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CpuTimes, Machine, cpu_model, cpu_times, involuntary_switches, is_this_host, shares};
+
+    #[test]
+    fn the_kernels_texts_are_understood() {
+        let check =
+            |stat: &str, total, idle, steal| assert_eq!(cpu_times(stat), CpuTimes { total, idle, steal }, "{stat}");
+        check("cpu  10 20 30 400 50 6 7 8 9 10\ncpu0 1 1 1 1 1 1 1 1 1 1\n", 531, 450, 8);
+        check("cpu  10 20 30 400 50 6 7 8\n", 531, 450, 8);
+        check("", 0, 0, 0);
+        check("cpu  10 x 30", 0, 0, 0);
+        assert_eq!(
+            cpu_model("processor\t: 0\nmodel\t\t: 2\nmodel name\t: Fast One: 3\n\nmodel name: b"),
+            "Fast One: 3"
+        );
+        assert_eq!(cpu_model("processor : 0\nHardware : Board\n"), "Board");
+        assert_eq!(cpu_model(""), "");
+        let status = "Name:\ta\nvoluntary_ctxt_switches:\t9\nnonvoluntary_ctxt_switches:\t17\n";
+        assert_eq!(involuntary_switches(status), Some(17));
+        assert_eq!(involuntary_switches("Name:\ta\n"), None);
+    }
+
+    #[test]
+    fn shares_are_of_the_time_between_two_readings() {
+        let at = |total, idle, steal| CpuTimes { total, idle, steal };
+        let check = |from, to, expected| assert_eq!(shares(from, to), expected);
+        check(at(100, 50, 0), at(200, 75, 10), (0.1, 0.75));
+        check(at(100, 50, 0), at(100, 50, 0), (0.0, 0.0));
+        // Idle time of a core may run backwards (proc(5)).
+        check(at(100, 50, 5), at(200, 40, 5), (0.0, 1.0));
+    }
+
+    #[test]
+    fn this_machine_is_known() {
+        let mut machine = Machine::begin();
+        machine.end();
+        assert!(machine.cores >= 1 && !machine.kernel.is_empty(), "{machine:?}");
+        assert!((0.0..=1.0).contains(&machine.cpu_share) && (0.0..=1.0).contains(&machine.steal_share), "{machine:?}");
+        let check =
+            |address: &str, ours| assert_eq!(is_this_host(address.parse().expect("an address")), ours, "{address}");
+        check("127.0.0.1", true);
+        check("127.9.9.9", true);
+        check("::1", true);
+        // Of documentation (RFC 5737): nobody's.
+        check("192.0.2.7", false);
+    }
+}

@@ -1,0 +1,218 @@
+//! From a run that has ended to its report.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
+use sha2::{Digest, Sha256};
+
+use super::{
+    Between, Bound, Ci95, Connections, Ended, Interval, Measured, Phase, Report, Run, SCHEMA, ScenarioText, Target,
+    Times, Tool, Whole, verdict,
+};
+use crate::measure::percentile::Quantile;
+use crate::measure::totals::{self, Distribution, Sum};
+use crate::measure::{Connected, Outcome};
+use crate::slo::{Scope, eval};
+
+/// Everything that the run yields. An interrupted run's SLOs are left out: a part of the plan says nothing about them.
+#[must_use]
+pub fn build(run: &Run<'_>) -> Report {
+    let scenario = run.scenario;
+    let checks = run.checks.clone();
+    let slo = if matches!(run.ended, Ended::Interrupted { .. }) { Vec::new() } else { run.slos.clone() };
+    let (verdict, exit_code) = verdict(&run.ended, &checks, &slo);
+    Report {
+        schema: SCHEMA.to_owned(),
+        tool: Tool { name: "loadgen".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
+        begun_unix_ms: run.begun_unix_ms,
+        lasted_ns: run.lasted_ns,
+        scenario: ScenarioText {
+            name: scenario.name.clone(),
+            toml: scenario.toml.clone(),
+            sha256: Sha256::digest(&scenario.toml).iter().map(|byte| format!("{byte:02x}")).collect(),
+            seed: scenario.run.seed,
+            length_ns: scenario.length_ns(),
+        },
+        target: Target {
+            url: format!("http://{}", scenario.run.target.authority),
+            address: run.address,
+            same_host: run.same_host,
+        },
+        machine: run.machine.clone(),
+        options: run.options.clone(),
+        phases: phases(run),
+        whole: whole(run),
+        intervals: run.totals.intervals().iter().map(interval).collect(),
+        events: run.events.clone(),
+        skipped: run.skipped.clone(),
+        notes: run.notes.clone(),
+        slo,
+        checks,
+        verdict,
+        reason: match &run.ended {
+            Ended::AsPlanned => None,
+            Ended::Failed(why) => Some(why.clone()),
+            Ended::Interrupted { signal } => Some(format!("by signal {signal}")),
+        },
+        exit_code,
+    }
+}
+
+fn phases(run: &Run<'_>) -> Vec<Phase> {
+    let mut from_ns = 0;
+    let mut phases = Vec::new();
+    for (index, phase) in run.scenario.phases.iter().enumerate() {
+        let to_ns = from_ns + phase.for_ns;
+        let open = phase.mix.iter().map(|(traffic, _)| *traffic);
+        let traffic = open.chain(phase.also.iter().copied()).map(|traffic| {
+            let scope = Scope { phase: Some(index), event: None, traffic: vec![traffic] };
+            (name(run, traffic), measured(&run.totals.sum(&scope), planned(run, traffic, |phase| phase == index)))
+        });
+        phases.push(Phase {
+            name: phase.name.clone(),
+            from_ns,
+            to_ns,
+            warmup: phase.warmup,
+            traffic: traffic.collect(),
+        });
+        from_ns = to_ns;
+    }
+    phases
+}
+
+fn whole(run: &Run<'_>) -> Whole {
+    let is_judged = |phase: usize| !run.scenario.phases[phase].warmup;
+    let all = Scope::default();
+    let classes = || {
+        (0..run.scenario.traffic.len()).filter(|traffic| {
+            let is_used = |phase: &crate::scenario::Phase| {
+                phase.also.contains(traffic) || phase.mix.iter().any(|(mixed, _)| mixed == traffic)
+            };
+            run.scenario.phases.iter().any(is_used)
+        })
+    };
+    let of_class = |traffic: usize| {
+        let scope = Scope { traffic: vec![traffic], ..Scope::default() };
+        (name(run, traffic), measured(&run.totals.sum(&scope), planned(run, traffic, is_judged)))
+    };
+    Whole {
+        all: measured(
+            &run.totals.sum(&all),
+            classes().filter_map(|traffic| planned(run, traffic, is_judged)).reduce(|sum, more| sum + more),
+        ),
+        traffic: classes().map(of_class).collect(),
+        connections: classes().map(|traffic| (name(run, traffic), connections(run, traffic))).collect(),
+    }
+}
+
+fn name(run: &Run<'_>, traffic: usize) -> String {
+    run.scenario.traffic[traffic].name.clone()
+}
+
+/// Arrivals of the plan in the phases that are asked for; none for a closed loop.
+fn planned(run: &Run<'_>, traffic: usize, phases: impl Fn(usize) -> bool) -> Option<u64> {
+    if run.scenario.traffic[traffic].closed.is_some() {
+        return None;
+    }
+    Some(run.planned.iter().enumerate().filter(|(phase, _)| phases(*phase)).map(|(_, counts)| counts[traffic]).sum())
+}
+
+fn measured(sum: &Sum, planned: Option<u64>) -> Measured {
+    let of = |outcome: Outcome| sum.outcomes[outcome as usize];
+    let named = Outcome::ALL.into_iter().filter(|outcome| of(*outcome) > 0);
+    let unsent = [Outcome::Unsent, Outcome::Refused, Outcome::NoFd, Outcome::NoPort, Outcome::NoCode];
+    let ended: u64 = sum.outcomes.iter().sum();
+    Measured {
+        planned,
+        scheduled: sum.scheduled,
+        sent: ended - unsent.into_iter().map(of).sum::<u64>(),
+        outcomes: named.map(|outcome| (outcome.name().to_owned(), of(outcome))).collect(),
+        statuses: sum.statuses.iter().copied().collect::<BTreeMap<u16, u64>>(),
+        bytes: sum.bytes,
+        response: times(&sum.response),
+        service: times(&sum.service),
+        ttfb: times(&sum.ttfb),
+        conn_wait: times(&sum.conn_wait),
+        failed: times(&sum.failed),
+        visible: times(&sum.visible),
+    }
+}
+
+/// None without a sample.
+fn times(distribution: &Distribution) -> Option<Times> {
+    let Distribution { known, censored, .. } = distribution;
+    let at = |quantile: f64| distribution.quantile(quantile).map(bound);
+    Some(Times {
+        count: known.len(),
+        censored: censored.len(),
+        min: min(distribution),
+        mean: eval::mean(distribution).map(bound)?,
+        p50: at(0.5)?,
+        p75: at(0.75)?,
+        p90: at(0.9)?,
+        p99: at(0.99)?,
+        p99_9: at(0.999)?,
+        p99_99: at(0.9999)?,
+        max: eval::max(distribution).map(bound)?,
+        ci95: Ci95 { p99: between(distribution, 0.99), p99_9: between(distribution, 0.999) },
+        hdr_b64: encoded(known),
+        censored_hdr_b64: (!censored.is_empty()).then(|| encoded(censored)),
+    })
+}
+
+/// Of at least one sample; at least the smallest age where that is smaller than every known time.
+fn min(Distribution { known, censored, min_ns, .. }: &Distribution) -> Bound {
+    if censored.is_empty() || (!known.is_empty() && *min_ns <= censored.min()) {
+        Bound { ns: *min_ns, at_least: false }
+    } else {
+        Bound { ns: censored.min(), at_least: true }
+    }
+}
+
+fn bound(quantile: Quantile) -> Bound {
+    Bound { ns: quantile.value_ns, at_least: quantile.at_least }
+}
+
+fn between(distribution: &Distribution, quantile: f64) -> Option<Between> {
+    distribution.interval_95(quantile).map(|(low, high)| Between { low: bound(low), high: bound(high) })
+}
+
+fn encoded(histogram: &Histogram<u64>) -> String {
+    let mut bytes = Vec::new();
+    V2DeflateSerializer::new().serialize(histogram, &mut bytes).expect("a Vec takes everything");
+    STANDARD.encode(bytes)
+}
+
+fn connections(run: &Run<'_>, traffic: usize) -> Connections {
+    let connected = run.totals.connected(traffic);
+    let of = |what: Connected| connected[what as usize];
+    Connections {
+        asked: of(Connected::Asked),
+        opened: of(Connected::Opened),
+        failed: of(Connected::Failed),
+        closed_by_server: of(Connected::ClosedByServer),
+        closed: of(Connected::Closed),
+    }
+}
+
+fn interval(interval: &totals::Interval) -> Interval {
+    Interval {
+        from_s: interval.from_s,
+        seconds: interval.seconds,
+        scheduled: interval.scheduled,
+        sent: interval.sent,
+        ok: interval.ok,
+        errors: interval.errors,
+        in_flight: interval.in_flight,
+        queued: interval.queued,
+        open: interval.open,
+        p50_ns: interval.p50_ns,
+        p99_ns: interval.p99_ns,
+        max_ns: interval.max_ns,
+        gen_lag_p99_ns: interval.gen_lag_p99_ns,
+        busy: interval.busy,
+    }
+}

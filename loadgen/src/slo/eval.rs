@@ -1,0 +1,217 @@
+//! Whether what must hold did hold.
+//!
+//! In: SLOs and the run's [`Totals`]. Out: one [`Judged`] for each expression, in their order. Never: passes on what was
+//! not measured: a scope in which nothing was due fails whatever it asks for, and a time of which only a lower bound is
+//! known keeps below no limit. At its limit: a percentile on fewer than ten samples beyond it is judged, and the remark
+//! says so.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Comparison, Expression, Metric, Scope, Slo};
+use crate::measure::Outcome;
+use crate::measure::percentile::{Quantile, enough};
+use crate::measure::seconds::SecondOfTraffic;
+use crate::measure::totals::{Distribution, Sum, Totals};
+use crate::plan::{Segment, segments};
+use crate::scenario::Scenario;
+use crate::units;
+
+/// One expression's verdict.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Judged {
+    /// Phase, event and classes, by name.
+    pub scope: String,
+    /// The expression as it was written.
+    pub text: String,
+    /// What was measured, with its unit; `–` where nothing was.
+    pub value: String,
+    pub pass: bool,
+    /// Why it was judged so, where the value does not say it.
+    pub why: Option<String>,
+}
+
+/// Errors of a second that counts as good where the SLO sets no limit of its own.
+const GOOD_ERRORS: f64 = 0.001;
+
+/// Judges every expression. `event_ends_ns` has an entry for each event of the scenario: when it was over, since the run's
+/// origin; none if it never was.
+#[must_use]
+pub fn evaluate(slos: &[Slo], scenario: &Scenario, totals: &Totals, event_ends_ns: &[Option<u64>]) -> Vec<Judged> {
+    let mut judged = Vec::new();
+    for slo in slos {
+        let sum = totals.sum(&slo.scope);
+        let length_ns = length_ns(&slo.scope, scenario);
+        for expression in &slo.must {
+            let found = if expression.metric == Metric::Recovery {
+                recovery(slo, scenario, totals, event_ends_ns)
+            } else {
+                find(expression.metric, &sum, length_ns)
+            };
+            judged.push(judge(name(&slo.scope, scenario), expression, found));
+        }
+    }
+    judged
+}
+
+/// A measured value.
+#[derive(Debug)]
+struct Found {
+    /// In the unit of [`Expression::limit`].
+    value: f64,
+    /// The true value may be larger.
+    at_least: bool,
+    text: String,
+    remark: Option<String>,
+}
+
+fn judge(scope: String, expression: &Expression, found: Result<Found, String>) -> Judged {
+    let text = expression.text.clone();
+    let found = match found {
+        Ok(found) => found,
+        Err(why) => return Judged { scope, text, value: "–".to_owned(), pass: false, why: Some(why) },
+    };
+    let Expression { comparison, limit, .. } = expression;
+    let holds = compare(found.value, *comparison, *limit);
+    let is_from_below = matches!(comparison, Comparison::Greater | Comparison::GreaterOrEqual);
+    let is_unknown = found.at_least && holds != is_from_below;
+    let pass = holds && !is_unknown;
+    let why = if is_unknown {
+        Some("only a lower bound is known: some requests had no answer when they were given up".to_owned())
+    } else {
+        found.remark
+    };
+    Judged { scope, text, value: found.text, pass, why }
+}
+
+fn find(metric: Metric, sum: &Sum, length_ns: u64) -> Result<Found, String> {
+    if sum.scheduled == 0 {
+        return Err("nothing was due here, so nothing was measured".to_owned());
+    }
+    let ended_so = |outcome: Outcome| sum.outcomes[outcome as usize];
+    let share = |many: u64| many as f64 / sum.scheduled as f64;
+    let plain = |value: f64, text: String| Ok(Found { value, at_least: false, text, remark: None });
+    match metric {
+        Metric::Percentile(q) => {
+            let n = sum.response.count();
+            let few = || format!("of {} samples: fewer than ten lie beyond it", units::count(n));
+            time(sum.response.quantile(q), (!enough(n, q)).then(few))
+        }
+        Metric::Max => time(max(&sum.response), None),
+        Metric::Mean => time(mean(&sum.response), None),
+        Metric::Errors => {
+            let value = share(errors(sum));
+            plain(value, units::percent(value))
+        }
+        Metric::Count(outcome) => plain(ended_so(outcome) as f64, units::count(ended_so(outcome))),
+        Metric::Share(outcome) => {
+            let value = share(ended_so(outcome));
+            plain(value, units::percent(value))
+        }
+        Metric::Rate => {
+            let value = ended_so(Outcome::Ok) as f64 / (length_ns as f64 / 1e9);
+            plain(value, units::rate(value))
+        }
+        Metric::Recovery => Err("recovery needs an event: name one in `in`".to_owned()),
+    }
+}
+
+fn time(quantile: Option<Quantile>, remark: Option<String>) -> Result<Found, String> {
+    let Some(Quantile { value_ns, at_least }) = quantile else {
+        return Err("no right answer came, so there is no response time".to_owned());
+    };
+    let least = if at_least { "≥" } else { "" };
+    Ok(Found { value: value_ns as f64, at_least, text: format!("{least}{}", units::duration(value_ns)), remark })
+}
+
+/// Whatever did not end well and was not the generator's own fault.
+fn errors(sum: &Sum) -> u64 {
+    let is_error = |outcome: &Outcome| *outcome != Outcome::Ok && !outcome.is_ours();
+    Outcome::ALL.into_iter().filter(is_error).map(|outcome| sum.outcomes[outcome as usize]).sum()
+}
+
+/// The longest time; at least that where some requests never ended.
+#[must_use]
+pub fn max(distribution: &Distribution) -> Option<Quantile> {
+    let Distribution { known, censored, max_ns, .. } = distribution;
+    // A bucket's top would be more than the age that it holds.
+    let age_ns = censored.lowest_equivalent(censored.max());
+    let longest_ns = if known.is_empty() { age_ns } else { age_ns.max(*max_ns) };
+    (distribution.count() > 0).then_some(Quantile { value_ns: longest_ns, at_least: !censored.is_empty() })
+}
+
+/// The mean of times and ages; at least that where there are ages.
+#[must_use]
+pub fn mean(distribution: &Distribution) -> Option<Quantile> {
+    let Distribution { known, censored, .. } = distribution;
+    let sum_ns = known.mean() * known.len() as f64 + censored.mean() * censored.len() as f64;
+    let n = distribution.count();
+    (n > 0).then(|| Quantile { value_ns: (sum_ns / n as f64).round() as u64, at_least: !censored.is_empty() })
+}
+
+fn compare(value: f64, comparison: Comparison, limit: f64) -> bool {
+    match comparison {
+        Comparison::Less => value < limit,
+        Comparison::LessOrEqual => value <= limit,
+        Comparison::Greater => value > limit,
+        Comparison::GreaterOrEqual => value >= limit,
+        Comparison::Equal => value == limit,
+    }
+}
+
+/// From the event's end to the first second in which all percentiles and errors that the SLO limits are within their
+/// limits again; where it limits none, errors below 0.1 %.
+fn recovery(slo: &Slo, scenario: &Scenario, totals: &Totals, event_ends_ns: &[Option<u64>]) -> Result<Found, String> {
+    let event = slo.scope.event.ok_or("recovery needs an event: name one in `in`")?;
+    let end_ns = event_ends_ns.get(event).copied().flatten();
+    let end_ns = end_ns.ok_or_else(|| format!("{:?} did not end within the run", scenario.events[event].name))?;
+    let limits: Vec<&Expression> = slo.must.iter().filter(|expression| limits_seconds(expression)).collect();
+    match totals.recovery(&slo.scope.traffic, end_ns, &|second| is_good(second, &limits)) {
+        Some(ns) => Ok(Found { value: ns as f64, at_least: false, text: units::duration(ns), remark: None }),
+        None => Err("no second after the event's end was good again".to_owned()),
+    }
+}
+
+fn limits_seconds(expression: &Expression) -> bool {
+    matches!(expression.metric, Metric::Percentile(_) | Metric::Max | Metric::Errors)
+}
+
+/// A second keeps four of its percentiles: a limit on another one is held against the next higher of them.
+fn is_good(second: &SecondOfTraffic, limits: &[&Expression]) -> bool {
+    if limits.is_empty() {
+        return second.error_share() < GOOD_ERRORS;
+    }
+    limits.iter().all(|Expression { metric, comparison, limit, .. }| {
+        let longest = Quantile { value_ns: second.max_ns, at_least: false };
+        let time = match metric {
+            Metric::Errors => return compare(second.error_share(), *comparison, *limit),
+            Metric::Percentile(q) if *q <= 0.5 => second.p50,
+            Metric::Percentile(q) if *q <= 0.99 => second.p99,
+            Metric::Percentile(q) if *q <= 0.999 => second.p99_9,
+            _ => second.p50.map(|_| longest),
+        };
+        time.is_some_and(|time| !time.at_least && compare(time.value_ns as f64, *comparison, *limit))
+    })
+}
+
+/// The planned length of a scope.
+fn length_ns(scope: &Scope, scenario: &Scenario) -> u64 {
+    let is_in = |segment: &&Segment| {
+        let in_phase = match scope.phase {
+            Some(phase) => segment.phase == phase,
+            None => !scenario.phases[segment.phase].warmup,
+        };
+        in_phase && (scope.event.is_none() || segment.event == scope.event)
+    };
+    segments(scenario).iter().filter(is_in).map(|segment| segment.to_ns - segment.from_ns).sum()
+}
+
+/// `peak, store stalls: clicks, launch`.
+fn name(scope: &Scope, scenario: &Scenario) -> String {
+    let phase = scope.phase.map(|phase| scenario.phases[phase].name.as_str());
+    let event = scope.event.map(|event| scenario.events[event].name.as_str());
+    let places: Vec<&str> = phase.into_iter().chain(event).collect();
+    let place = if places.is_empty() { "the whole run".to_owned() } else { places.join(", ") };
+    let classes: Vec<&str> = scope.traffic.iter().map(|traffic| scenario.traffic[*traffic].name.as_str()).collect();
+    if classes.is_empty() { place } else { format!("{place}: {}", classes.join(", ")) }
+}
