@@ -84,11 +84,14 @@ pub fn percentiles(
     let n = truth.len() + unanswered;
     let line = |q: f64| {
         let found = reported.quantile(q);
-        let true_ns = at_rank(truth, rank(n, q));
+        let rank = rank(n, q);
+        let true_ns = at_rank(truth, rank);
         let verdict = match (true_ns, found) {
             (Some(true_ns), Some(Quantile { value_ns, at_least: false })) => {
                 let true_ns = true_ns as f64;
-                Verdict::near(value_ns, true_ns, OFF_NS.max(OFF_SHARE * true_ns), gen_lag.value_at_quantile(q))
+                // Where many were never answered, this rank is a higher one of those that were.
+                let late_ns = gen_lag.value_at_quantile(rank as f64 / truth.len() as f64);
+                Verdict::near(value_ns, true_ns, OFF_NS.max(OFF_SHARE * true_ns), late_ns)
             }
             (Some(_), _) => Verdict::False,
             (None, found) => Verdict::of(found.is_some_and(|found| found.at_least)),
