@@ -9,9 +9,11 @@ use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Between, Bound, Ci95, Connections, Ended, Interval, Measured, Phase, Report, Run, SCHEMA, ScenarioText, Target,
-    Times, Tool, Whole, verdict,
+    Between, Bound, Check, Ci95, Connections, Ended, Event, Interval, Machine, Measured, Passed, Phase, Report, Run,
+    SCHEMA, ScenarioText, Target, Times, Tool, Whole, verdict,
 };
+use crate::checks::{self, machine};
+use crate::events::Happened;
 use crate::measure::percentile::Quantile;
 use crate::measure::totals::{self, Distribution, Sum};
 use crate::measure::{Connected, Outcome};
@@ -21,7 +23,7 @@ use crate::slo::{Scope, eval};
 #[must_use]
 pub fn build(run: &Run<'_>) -> Report {
     let scenario = run.scenario;
-    let checks = run.checks.clone();
+    let checks: Vec<Check> = run.checks.iter().map(check).collect();
     let slo = if matches!(run.ended, Ended::Interrupted { .. }) { Vec::new() } else { run.slos.clone() };
     let (verdict, exit_code) = verdict(&run.ended, &checks, &slo);
     Report {
@@ -46,7 +48,7 @@ pub fn build(run: &Run<'_>) -> Report {
         phases: phases(run),
         whole: whole(run),
         intervals: run.totals.intervals().iter().map(interval).collect(),
-        events: run.events.clone(),
+        events: run.events.iter().map(event).collect(),
         skipped: run.skipped.clone(),
         notes: run.notes.clone(),
         slo,
@@ -85,27 +87,24 @@ fn phases(run: &Run<'_>) -> Vec<Phase> {
 
 fn whole(run: &Run<'_>) -> Whole {
     let is_judged = |phase: usize| !run.scenario.phases[phase].warmup;
-    let all = Scope::default();
-    let classes = || {
-        (0..run.scenario.traffic.len()).filter(|traffic| {
-            let is_used = |phase: &crate::scenario::Phase| {
-                phase.also.contains(traffic) || phase.mix.iter().any(|(mixed, _)| mixed == traffic)
-            };
-            run.scenario.phases.iter().any(is_used)
-        })
+    let classes: Vec<usize> = (0..run.scenario.traffic.len()).filter(|traffic| is_used(run, *traffic)).collect();
+    let of = |traffic: &[usize]| {
+        let scope = Scope { traffic: traffic.to_vec(), ..Scope::default() };
+        let planned = traffic.iter().map(|traffic| planned(run, *traffic, is_judged)).sum();
+        measured(&run.totals.sum(&scope), planned)
     };
-    let of_class = |traffic: usize| {
-        let scope = Scope { traffic: vec![traffic], ..Scope::default() };
-        (name(run, traffic), measured(&run.totals.sum(&scope), planned(run, traffic, is_judged)))
-    };
+    let (closed, open): (Vec<usize>, Vec<usize>) =
+        classes.iter().partition(|traffic| run.scenario.traffic[**traffic].closed.is_some());
     Whole {
-        all: measured(
-            &run.totals.sum(&all),
-            classes().filter_map(|traffic| planned(run, traffic, is_judged)).reduce(|sum, more| sum + more),
-        ),
-        traffic: classes().map(of_class).collect(),
-        connections: classes().map(|traffic| (name(run, traffic), connections(run, traffic))).collect(),
+        all: of(if open.is_empty() { &closed } else { &open }),
+        traffic: classes.iter().map(|traffic| (name(run, *traffic), of(&[*traffic]))).collect(),
+        connections: classes.iter().map(|traffic| (name(run, *traffic), connections(run, *traffic))).collect(),
     }
+}
+
+fn is_used(run: &Run<'_>, traffic: usize) -> bool {
+    let mut phases = run.scenario.phases.iter();
+    phases.any(|phase| phase.also.contains(&traffic) || phase.mix.iter().any(|(mixed, _)| *mixed == traffic))
 }
 
 fn name(run: &Run<'_>, traffic: usize) -> String {
@@ -214,5 +213,42 @@ fn interval(interval: &totals::Interval) -> Interval {
         max_ns: interval.max_ns,
         gen_lag_p99_ns: interval.gen_lag_p99_ns,
         busy: interval.busy,
+    }
+}
+
+impl Machine {
+    #[must_use]
+    pub fn of(machine: &machine::Machine) -> Self {
+        Self {
+            cpu: machine.cpu.clone(),
+            cores: machine.cores as u64,
+            governor: machine.governor.clone(),
+            clocksource: machine.clocksource.clone(),
+            kernel: machine.kernel.clone(),
+            debug_build: machine.debug_build,
+            steal_share: machine.steal_share,
+            cpu_share: machine.cpu_share,
+            involuntary_switches: machine.involuntary_switches,
+        }
+    }
+}
+
+fn event(event: &Happened) -> Event {
+    Event { name: event.name.clone(), begun_ns: event.begun_ns, ended_ns: event.ended_ns, error: event.error.clone() }
+}
+
+fn check(check: &checks::Check) -> Check {
+    Check {
+        id: check.id.to_owned(),
+        what: check.what.clone(),
+        value: check.value.clone(),
+        limit: check.limit.clone(),
+        verdict: match check.verdict {
+            checks::Verdict::Pass => Passed::Pass,
+            checks::Verdict::Warn => Passed::Warn,
+            checks::Verdict::Invalid => Passed::Invalid,
+            checks::Verdict::Fail => Passed::Fail,
+        },
+        advice: check.advice.clone(),
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -31,6 +31,12 @@ pub fn prepare(folder: &Path) -> Result<()> {
     }
     let histograms = folder.join("hgrm");
     fs::create_dir_all(&histograms).with_context(|| format!("--out: cannot make {}", histograms.display()))
+}
+
+/// Where the interval log goes while the run goes on.
+#[must_use]
+pub fn intervals(folder: &Path) -> PathBuf {
+    folder.join("intervals.hlog")
 }
 
 /// Writes everything but the interval log, which exists by then.

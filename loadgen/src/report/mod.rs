@@ -16,6 +16,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checks;
+use crate::events::Happened;
 use crate::measure::totals::Totals;
 use crate::scenario::Scenario;
 use crate::slo::eval::Judged;
@@ -30,9 +32,10 @@ pub struct Run<'a> {
     /// `planned[phase][traffic]`, as [`crate::plan::arrivals::counts`] tells.
     pub planned: &'a [Vec<u64>],
     pub totals: &'a Totals,
-    pub checks: Vec<Check>,
+    pub checks: &'a [checks::Check],
     pub slos: Vec<Judged>,
-    pub events: Vec<Event>,
+    pub events: &'a [Happened],
+    /// By [`Machine::of`].
     pub machine: Machine,
     pub address: SocketAddr,
     pub same_host: bool,
@@ -127,7 +130,7 @@ pub struct Target {
     pub same_host: bool,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
     pub cpu: String,
@@ -136,9 +139,14 @@ pub struct Machine {
     pub clocksource: Option<String>,
     pub kernel: String,
     pub debug_build: bool,
+    /// Of all CPU time, 0 to 1, what the hypervisor gave to others.
+    pub steal_share: f64,
+    /// Of all CPU time, 0 to 1, what was not idle.
+    pub cpu_share: f64,
+    pub involuntary_switches: u64,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
     pub workers: u64,
@@ -163,7 +171,7 @@ pub struct Phase {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Whole {
-    /// All classes.
+    /// All classes of the plan; closed loops, whose rate is not theirs to choose, only where there is nothing else.
     pub all: Measured,
     pub traffic: BTreeMap<String, Measured>,
     /// By class, warm-up included: connections outlive phases.
@@ -245,7 +253,7 @@ pub struct Between {
     pub high: Bound,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Connections {
     pub asked: u64,

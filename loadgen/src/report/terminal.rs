@@ -85,7 +85,7 @@ fn headline(out: &mut String, report: &Report, look: Look) {
     let (word, colour, rest) = match report.verdict {
         Verdict::Valid => match failed.first() {
             None if report.slo.is_empty() => ("VALID", GREEN, String::new()),
-            None => ("VALID", GREEN, format!(": all {} SLOs hold", report.slo.len())),
+            None => ("VALID", GREEN, format!(": {0} of {0} SLOs hold", report.slo.len())),
             Some(slo) => {
                 let which = format!("{}: {} was {}", slo.scope, slo.text, slo.value);
                 ("VALID", RED, format!(", but {} of {} SLOs failed: {which}", failed.len(), report.slo.len()))
@@ -391,16 +391,12 @@ fn slos(out: &mut String, slos: &[Judged], look: Look) {
 fn checks(out: &mut String, checks: &[Check], look: Look) {
     let (Some(first), Some(last)) = (checks.first(), checks.last()) else { return };
     let many = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
-    let counts: Vec<String> = [
-        (Passed::Pass, "passed"),
-        (Passed::Warn, "warned"),
-        (Passed::Invalid, "invalid"),
-        (Passed::Fail, "failed"),
-    ]
-    .into_iter()
-    .filter(|(verdict, _)| many(*verdict) > 0)
-    .map(|(verdict, word)| format!("{} {word}", many(verdict)))
-    .collect();
+    let counts: Vec<String> =
+        [(Passed::Pass, "passed"), (Passed::Warn, "warned"), (Passed::Invalid, "invalid"), (Passed::Fail, "failed")]
+            .into_iter()
+            .filter(|(verdict, _)| many(*verdict) > 0)
+            .map(|(verdict, word)| format!("{} {word}", many(verdict)))
+            .collect();
     out.push_str(&format!("\nself-checks {}–{}: {}\n", first.id, last.id, counts.join(", ")));
     for check in checks {
         let (word, colour) = match check.verdict {

@@ -167,7 +167,10 @@ fn recovery(slo: &Slo, scenario: &Scenario, totals: &Totals, event_ends_ns: &[Op
     let end_ns = end_ns.ok_or_else(|| format!("{:?} did not end within the run", scenario.events[event].name))?;
     let limits: Vec<&Expression> = slo.must.iter().filter(|expression| limits_seconds(expression)).collect();
     match totals.recovery(&slo.scope.traffic, end_ns, &|second| is_good(second, &limits)) {
-        Some(ns) => Ok(Found { value: ns as f64, at_least: false, text: units::duration(ns), remark: None }),
+        Some(ns) => {
+            let text = if ns == 0 { "at once".to_owned() } else { units::duration(ns) };
+            Ok(Found { value: ns as f64, at_least: false, text, remark: None })
+        }
         None => Err("no second after the event's end was good again".to_owned()),
     }
 }
