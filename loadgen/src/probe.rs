@@ -62,7 +62,9 @@ fn ask_about(scenario: &Scenario, index: usize, address: SocketAddr, key: Result
     let timeout = Duration::from_nanos(scenario.run.timeout_ns);
     let mut answered = None;
     Client::connect_from(local, address, authority, timeout)
-        .and_then(|mut client| client.pipeline(&[request.clone()], |_, answer| answered = Some(answer.clone())))
+        .and_then(|mut client| {
+            client.pipeline(std::slice::from_ref(&request), |_, answer| answered = Some(answer.clone()))
+        })
         .with_context(|| format!("traffic {}: {}", traffic.name, line(&request)))?;
     let answer = answered.context("a request without an answer came back without an error")?;
     Ok(judge(scenario, traffic, &choice, &line(&request), &answer))

@@ -266,10 +266,9 @@ impl Seeder<'_> {
                 Ok(Some(Wait { length: Duration::ZERO, because: format!("code {} is taken", link.code) }))
             }
             status @ (401 | 403) => Err(match self.api.key {
-                Some(key) => anyhow!(
-                    "the server refuses the key from {} ({status}): it must be one of its own, with the scope links:write",
-                    key.from
-                ),
+                Some(key) => {
+                    anyhow!("the server refuses the key from {} ({status}): it needs the scope links:write", key.from)
+                }
                 None => anyhow!("the server wants a key with the scope links:write ({status}), and none was given"),
             }),
             429 | 503 => Ok(Some(later(&answer))),
@@ -475,7 +474,7 @@ mod tests {
         check(
             mood("401 Unauthorized", 1),
             Some(KEY),
-            "the server refuses the key from --key-file key.txt (401): it must be one of its own, with the scope links:write",
+            "the server refuses the key from --key-file key.txt (401): it needs the scope links:write",
         );
         check(
             mood("403 Forbidden", 1),
@@ -525,7 +524,7 @@ mod tests {
         catalogue.sets[0].source = Source::Derived { count: 2 };
         write_csv(&catalogue, &mut out).unwrap();
         let target = |code: &str| String::from_utf8(target_of(code.as_bytes()).to_vec()).unwrap();
-        let codes = ["hKyRP59", "JehFHT4", "spring26", "summer26"];
+        let codes = ["ol6oELD", "R4pc6j8", "spring26", "summer26"];
         let lines: String = codes.iter().map(|code| format!("{code},{}\n", target(code))).collect();
         assert_eq!(String::from_utf8(out).unwrap(), format!("code,url\n{lines}"));
     }

@@ -40,7 +40,7 @@ fn perform(address: SocketAddr, workers: usize, toml: &str) -> Performed {
         defect: None,
     };
     let planned: u64 = arrivals::counts(&job.scenario).iter().flatten().sum();
-    let performed = campaign::perform(job, None, &mut |_| {}).unwrap();
+    let performed = campaign::perform(job, None, &mut |_, _| {}).unwrap();
     let tally = performed.totals.tally(&Scope::default());
     assert!(tally.scheduled >= planned, "{} arrived of {planned} planned", tally.scheduled);
     assert_eq!(tally.scheduled, tally.outcomes.iter().sum::<u64>(), "{:?}", tally.outcomes);

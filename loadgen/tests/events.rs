@@ -1,5 +1,7 @@
 //! What events do to real processes, and that nothing stays stopped.
 
+#![expect(clippy::unwrap_used, reason = "a test that meets one has failed")]
+
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -54,12 +56,21 @@ fn state(pid: u32) -> Option<char> {
     stat.rsplit(") ").next()?.chars().next()
 }
 
-fn eventually(what: &str, holds: impl Fn() -> bool) {
+/// Neither stopped nor gone.
+fn goes_on(pid: u32) -> bool {
+    state(pid).is_some_and(|state| !matches!(state, 'T' | 'Z' | 'X'))
+}
+
+/// Waits up to 30 s for it.
+fn eventually(holds: impl Fn() -> bool) -> bool {
     let late_ns = clock::now_ns() + 30_000_000_000;
     while !holds() {
-        assert!(clock::now_ns() < late_ns, "not within 30 s: {what}");
+        if clock::now_ns() > late_ns {
+            return false;
+        }
         thread::sleep(Duration::from_millis(2));
     }
+    true
 }
 
 /// This file's own program as the guard: see `as_guard`.
@@ -93,15 +104,16 @@ fn what_a_killed_generator_stopped_goes_on() {
     let pid = target.0.id();
     let mut generator =
         Kept::spawn(this_as("as_generator").unwrap().env("LOADGEN_TEST_STOPS", pid.to_string()).stdout(Stdio::null()));
-    eventually("it is stopped", || state(pid) == Some('T'));
+    assert!(eventually(|| state(pid) == Some('T')));
     generator.0.kill().unwrap();
-    eventually("it goes on", || state(pid) == Some('S'));
+    assert!(eventually(|| goes_on(pid)));
 }
 
 #[test]
 fn a_tree_is_stopped_until_the_run_is() {
-    // A shell with two children; one of them forks all the time.
-    let script = "sleep 300 & (while :; do sleep 0.01; done) & echo $! ready; wait";
+    // A shell with two children; one of them forks all the time. Not by vfork(2), which a shell uses for a plain command:
+    // whoever waits for a vforked child that was stopped before its exec is in state D instead of T.
+    let script = "sleep 300 & (while :; do (sleep 0.01); done) & echo $! ready; wait";
     let mut shell = Kept::spawn(Command::new("sh").args(["-c", script]).stdout(Stdio::piped()));
     let mut line = String::new();
     BufReader::new(shell.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -112,14 +124,16 @@ fn a_tree_is_stopped_until_the_run_is() {
         let stops = [event("stops", 0, HOUR_NS, signal("STOP", pid, true), at_end.clone())];
         let happened = thread::scope(|scope| {
             let running = scope.spawn(|| run(&stops, &stop));
-            eventually("all are stopped", || [pid, forker].iter().all(|pid| state(*pid) == Some('T')));
+            let stopped = eventually(|| [pid, forker].iter().all(|pid| state(*pid) == Some('T')));
             stop.store(true, Ordering::Relaxed);
-            running.join().unwrap()
+            let happened = running.join().unwrap();
+            assert!(stopped, "{pid}: {:?}, {forker}: {:?}", state(pid), state(forker));
+            happened
         });
         assert_eq!((happened.len(), &happened[0].error), (1, &None));
         assert_eq!(happened[0].ended_ns.is_some(), at_end.is_some());
         for pid in [pid, forker] {
-            eventually("all go on", || matches!(state(pid), Some('S' | 'R')));
+            assert!(eventually(|| goes_on(pid)));
         }
     };
     check(Some(signal("CONT", pid, true)));
@@ -157,7 +171,7 @@ fn events_happen_in_their_order() {
         assert_eq!(happened.ended_ns.is_some(), event.end.is_some());
         assert!(happened.ended_ns.is_none_or(|ended_ns| ended_ns >= event.at_ns + event.lasts_ns));
     }
-    eventually("it was killed", || state(target.0.id()) == Some('Z'));
+    assert!(eventually(|| state(target.0.id()) == Some('Z')));
 }
 
 #[test]
@@ -165,7 +179,7 @@ fn nothing_begins_after_the_stop() {
     let target = sleeper();
     let happened = run(&[event("late", 0, 0, signal("KILL", target.0.id(), false), None)], &AtomicBool::new(true));
     assert_eq!(happened, [Happened { name: "late".to_owned(), begun_ns: None, ended_ns: None, error: None }]);
-    assert_eq!(state(target.0.id()), Some('S'));
+    assert!(goes_on(target.0.id()));
 }
 
 #[test]
@@ -174,7 +188,7 @@ fn without_a_guard_nothing_is_stopped() {
     let stops = [event("stops", 0, 0, signal("STOP", target.0.id(), false), None)];
     let happened = run_with(|| Err(io::ErrorKind::NotFound.into()), &stops, clock::now_ns(), &AtomicBool::new(false));
     assert!(happened[0].error.as_deref().unwrap().contains("the guard that would undo it does not run"));
-    assert_eq!(state(target.0.id()), Some('S'));
+    assert!(goes_on(target.0.id()));
 }
 
 #[test]

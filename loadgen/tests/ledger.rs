@@ -1,11 +1,18 @@
 //! A ledger is read back as it was written, wherever its writer was killed.
 
+#![expect(clippy::unwrap_used, reason = "a test that meets one has failed")]
+
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
 
 use loadgen::clock;
+use loadgen::ledger::ask::ask;
 use loadgen::ledger::read::{Reader, Record, RequestId, at, unescape};
 use loadgen::ledger::write::{Id, Ledger};
+use loadgen::links::Catalogue;
+use loadgen::scenario::{Connection, ConnectionKind, Expect, Pick, Run, Scenario, Target, Traffic, WhenFull};
 use proptest::prelude::*;
 
 /// What a worker may write.
@@ -215,4 +222,91 @@ fn what_is_no_ledger_is_refused() {
         check(format!("{FIRST}{broken}\n"), "line 2 is no record of a ledger");
     }
     check(format!("{FIRST}{}\n", "S".repeat(70_000)), "line 2: longer than 65536 bytes");
+}
+
+/// A server that takes over ids in `header` from peers that it trusts, as waypost does.
+fn server(trusts: fn(IpAddr) -> bool, header: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, peer)) = listener.accept() {
+            let head: Vec<String> =
+                BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+            let given = head.iter().filter_map(|line| line.split_once(": ")).find(|(name, _)| *name == header);
+            let id = given.filter(|_| trusts(peer.ip())).map_or("its own", |(_, id)| id);
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nx-request-id: {id}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            );
+        }
+    });
+    address
+}
+
+fn scenario(address: SocketAddr, binds: &[Option<&str>]) -> Scenario {
+    let traffic = |bind: &Option<&str>| Traffic {
+        name: "clicks".to_owned(),
+        method: "GET".to_owned(),
+        path: "/".to_owned(),
+        headers: Vec::new(),
+        body: None,
+        pick: Pick::None,
+        expect: Expect::default(),
+        yields: None,
+        connection: Connection { kind: ConnectionKind::Pool, max: 1, when_full: WhenFull::Queue, pipeline: 1 },
+        closed: None,
+        bind: bind.map(|range| range.parse().unwrap()),
+        optional: false,
+    };
+    Scenario {
+        name: "test".to_owned(),
+        toml: String::new(),
+        run: Run {
+            target: Target { authority: address.to_string(), host: address.ip().to_string(), port: address.port() },
+            seed: 0,
+            workers: 1,
+            timeout_ns: 1,
+            drain_ns: 1,
+            peak: 0.0,
+        },
+        catalogue: Catalogue::default(),
+        traffic: binds.iter().map(traffic).collect(),
+        phases: Vec::new(),
+        events: Vec::new(),
+        slos: Vec::new(),
+    }
+}
+
+#[test]
+fn ids_must_be_believed_from_all_addresses() {
+    let check = |trusts: fn(IpAddr) -> bool, header: &'static str, binds: &[Option<&str>], expected: Option<&str>| {
+        let address = server(trusts, header);
+        let asked = ask(&scenario(address, binds), address, header).map_err(|error| format!("{error:#}"));
+        match (&asked, expected) {
+            (Ok(()), None) => {}
+            (Err(error), Some(expected)) if error.ends_with(expected) => {}
+            _ => panic!("{asked:?} instead of {expected:?}"),
+        }
+    };
+    fn is(address: IpAddr, text: &str) -> bool {
+        address.to_string() == text
+    }
+    let ranges = [Some("127.64.3.4/16"), None, Some("127.64.3.4/16")];
+    check(|_| true, "X-Request-Id", &ranges, None);
+    check(|_| true, "X-Load-Id", &ranges, None);
+    let both = Some("[proxies]\ntrusted = [\"127.0.0.1/32\", \"127.64.0.0/16\"]\n");
+    check(|_| false, "X-Request-Id", &ranges, both);
+    check(|peer| is(peer, "127.0.0.1"), "X-Request-Id", &ranges, both);
+    check(|peer| !is(peer, "127.0.0.1"), "X-Request-Id", &ranges, both);
+    check(|peer| !is(peer, "127.64.0.1"), "X-Request-Id", &ranges, both);
+    check(|peer| !is(peer, "127.64.255.254"), "X-Request-Id", &ranges, both);
+    check(|_| false, "X-Request-Id", &[None], Some("trusted = [\"127.0.0.1/32\"]\n"));
+    check(|_| false, "X-Load-Id", &[None], Some("]\n\n[visits]\nrequest_id_header = \"X-Load-Id\"\n"));
+}
+
+#[test]
+fn a_server_that_cannot_be_asked() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let error = format!("{:#}", ask(&scenario(address, &[None]), address, "X-Request-Id").unwrap_err());
+    assert!(error.starts_with(&format!("cannot ask {address} whether it takes over ids: ")), "{error}");
 }

@@ -14,9 +14,7 @@ use loadgen::measure::totals::{Interval, Totals, channel};
 use loadgen::measure::{Connected, Outcome, Sample};
 use loadgen::plan;
 use loadgen::report::terminal::{self, COLUMNS, Look};
-use loadgen::report::{
-    Bound, Check, Ended, Machine, Options, Passed, Report, Run, Skipped, Verdict, build, bundle, verdict,
-};
+use loadgen::report::{Bound, Check, Ended, Options, Passed, Report, Run, Skipped, Verdict, build, bundle, verdict};
 use loadgen::scenario::Scenario;
 use loadgen::scenario::change::Changes;
 use loadgen::scenario::load::from_toml;
@@ -162,10 +160,10 @@ fn report(scenario: &Scenario, totals: &Totals, ended: Ended) -> Report {
         scenario,
         planned: &plan::arrivals::counts(scenario),
         totals,
-        checks: &checks(),
+        checks: checks().into_iter().map(Into::into).collect(),
         slos: evaluate(&scenario.slos, scenario, totals, &[Some(5 * SECOND)]),
-        events: &[event()],
-        machine: Machine::of(&machine::Machine::begin()),
+        events: vec![event().into()],
+        machine: (&machine::Machine::begin()).into(),
         address: ([127, 0, 0, 1], 8080).into(),
         same_host: true,
         options: Options { workers: 1, spin: "auto".into(), ledger: false },
@@ -431,8 +429,7 @@ fn a_second_is_a_line() {
 
 const LINE: &str = "   12 s  peak                 9,200      9,198    210 µs   1.20 ms        0         12   38.0 µs";
 
-const SILENT: &str = "\
-   time  phase            planned/s     sent/s       p50       p99   errors  in flight   lag p99
+const SILENT: &str = "   time  phase            planned/s     sent/s       p50       p99   errors  in flight   lag p99
    42 s  a phase with a…          2          0         –         –        2          0      0 ns";
 
 const GOLDEN: &str = "\

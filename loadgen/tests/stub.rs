@@ -2,6 +2,8 @@
 //!
 //! Times are compared with bounds from below alone: a machine may be late, a script must not be early.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers are tests")]
+
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;

@@ -150,6 +150,8 @@ struct Lateness {
     id: &'static str,
     what: &'static str,
     quantiles: &'static [(&'static str, f64)],
+    /// Closed loops have no instant at which they are due.
+    of_closed: bool,
     own: fn(&Own) -> &Histogram<u64>,
     advice: &'static str,
 }
@@ -158,6 +160,7 @@ const SENDING: Lateness = Lateness {
     id: "V2",
     what: "requests were sent when they were due (lag against response time)",
     quantiles: &[("p99", 0.99), ("p99.9", 0.999)],
+    of_closed: false,
     own: |own| &own.gen_lag,
     advice: "ask for fewer requests a second, give it cores of its own (`taskset`) with `--spin always`, or more workers (`-t`)",
 };
@@ -166,17 +169,20 @@ const RECEIVING: Lateness = Lateness {
     id: "V7",
     what: "answers were read when they came (lag against response time)",
     quantiles: &[("p99", 0.99)],
+    of_closed: true,
     own: |own| &own.rx_lag,
     advice: "ask for fewer requests a second, or give it more workers (`-t`) on cores of their own (`taskset`)",
 };
 
 /// V2 and V7: the phase that is worst.
 fn lateness(totals: &Totals, scenario: &Scenario, lateness: &Lateness) -> Check {
+    let judged = scenario.traffic.iter().enumerate().filter(|(_, class)| lateness.of_closed || class.closed.is_none());
+    let judged: Vec<usize> = judged.map(|(traffic, _)| traffic).collect();
     let mut worst: Option<(f64, String)> = None;
     for (index, phase) in reported(scenario) {
         let own = totals.own(Some(index));
         let lag = (lateness.own)(&own);
-        let response = totals.sum(&scope(index, &[])).response;
+        let response = totals.sum(&scope(index, &judged)).response;
         for &(name, q) in lateness.quantiles {
             if !enough(lag.len(), q) || !enough(response.count(), q) {
                 continue;

@@ -12,7 +12,7 @@ use crate::scenario::Expect;
 /// What is wrong first: the status, then where it leads, then the body. `location_right` is whether `Location` is what
 /// it must be.
 #[must_use]
-pub fn judge(expect: &Expect, status: u16, location_right: bool, body: &[u8]) -> Outcome {
+pub(crate) fn judge(expect: &Expect, status: u16, location_right: bool, body: &[u8]) -> Outcome {
     let expected = if expect.status.is_empty() { status < 400 } else { expect.status.contains(&status) };
     if !expected {
         return Outcome::WrongStatus;
@@ -27,7 +27,7 @@ pub fn judge(expect: &Expect, status: u16, location_right: bool, body: &[u8]) ->
 }
 
 #[must_use]
-pub fn is_redirect(status: u16) -> bool {
+pub(crate) fn is_redirect(status: u16) -> bool {
     matches!(status, 301 | 302 | 303 | 307 | 308)
 }
 
@@ -37,7 +37,7 @@ fn contains(body: &[u8], part: &[u8]) -> bool {
 
 /// The string member `name` of a JSON object.
 #[must_use]
-pub fn member<'a>(body: &'a [u8], name: &str) -> Option<Cow<'a, str>> {
+pub(crate) fn member<'a>(body: &'a [u8], name: &str) -> Option<Cow<'a, str>> {
     serde_json::Deserializer::from_slice(body).deserialize_map(Member(name)).ok().flatten()
 }
 

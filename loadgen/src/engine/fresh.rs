@@ -6,27 +6,27 @@
 use std::collections::VecDeque;
 
 /// Longest code that is read back; generated ones have 7 characters.
-pub const CODE_MAX: usize = 32;
+pub(super) const CODE_MAX: usize = 32;
 
 /// Codes of one class that one worker keeps.
 const KEPT_MAX: usize = 16_384;
 
 #[derive(Debug, Clone, Copy)]
-pub struct Fresh {
+pub(super) struct Fresh {
     code: [u8; CODE_MAX],
     length: u8,
     /// The ordinal of the request that made it: names its target.
-    pub ordinal: u64,
+    pub(super) ordinal: u64,
     /// When that was answered.
-    pub created_ns: u64,
+    pub(super) created_ns: u64,
     /// No right answer for it yet.
-    pub unseen: bool,
+    pub(super) unseen: bool,
 }
 
 impl Fresh {
     /// None where the code is too long to be kept.
     #[must_use]
-    pub fn new(code: &[u8], ordinal: u64, created_ns: u64) -> Option<Self> {
+    pub(super) fn new(code: &[u8], ordinal: u64, created_ns: u64) -> Option<Self> {
         let mut kept = [0; CODE_MAX];
         kept.get_mut(..code.len())?.copy_from_slice(code);
         let length = u8::try_from(code.len()).ok()?;
@@ -34,21 +34,21 @@ impl Fresh {
     }
 
     #[must_use]
-    pub fn code(&self) -> &[u8] {
+    pub(super) fn code(&self) -> &[u8] {
         &self.code[..usize::from(self.length)]
     }
 }
 
 /// Of one creating class, in one worker.
 #[derive(Debug, Default)]
-pub struct Ring {
+pub(super) struct Ring {
     /// (due, code), in order of time.
     unseen: VecDeque<(u64, Fresh)>,
     seen: VecDeque<Fresh>,
 }
 
 impl Ring {
-    pub fn created(&mut self, fresh: Fresh, due_ns: u64) {
+    pub(super) fn created(&mut self, fresh: Fresh, due_ns: u64) {
         if self.unseen.len() == KEPT_MAX {
             self.unseen.pop_front();
         }
@@ -56,7 +56,7 @@ impl Ring {
     }
 
     /// The code to ask for now.
-    pub fn take(&mut self, now_ns: u64) -> Option<Fresh> {
+    pub(super) fn take(&mut self, now_ns: u64) -> Option<Fresh> {
         match self.unseen.front() {
             Some((due_ns, _)) if *due_ns <= now_ns => self.unseen.pop_front().map(|(_, fresh)| fresh),
             _ => {
@@ -68,7 +68,7 @@ impl Ring {
     }
 
     /// What became of a code that was taken: read rightly, or to be asked for again at `retry_ns`.
-    pub fn answered(&mut self, fresh: Fresh, right: bool, retry_ns: u64) {
+    pub(super) fn answered(&mut self, fresh: Fresh, right: bool, retry_ns: u64) {
         if !fresh.unseen {
             return;
         }

@@ -63,6 +63,18 @@ pub enum Spin {
     Always,
 }
 
+impl Spin {
+    /// As it is typed.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Never => "never",
+            Self::Always => "always",
+        }
+    }
+}
+
 /// A fault planted on purpose: `prove` must find each (oha had the first for years, hatoo/oha#857).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Defect {

@@ -152,11 +152,11 @@ impl Cell {
 #[derive(Debug)]
 pub struct Lag {
     pub segment: u16,
-    /// `picked - intended`: our fault.
+    /// `picked - intended` of arrivals of the plan: our fault.
     pub gen_lag: Samples<u32>,
     /// `done - woken`: ours too.
     pub rx_lag: Samples<u32>,
-    /// Arrivals picked before their segment's end.
+    /// Arrivals of the plan picked before their segment's end.
     pub picked_in_time: u64,
     /// Instants, in parts of the segment's length: planned and real, for V10.
     pub planned: Box<[u64; BINS]>,

@@ -24,7 +24,8 @@ const NONE: usize = usize::MAX;
 #[derive(Debug)]
 pub struct Recorder {
     segments: Arc<[Segment]>,
-    traffic: usize,
+    /// By traffic: whether it is a closed loop.
+    closed: Arc<[bool]>,
     origin_ns: u64,
     batch: Box<Batch>,
     batch_ends_ns: u64,
@@ -43,17 +44,18 @@ impl Recorder {
     /// `full` must have room for every batch of every worker; further batches of this worker lie in `emptied`.
     pub(super) fn new(
         worker: usize,
-        traffic: usize,
+        closed: Arc<[bool]>,
         segments: Arc<[Segment]>,
         origin_ns: u64,
         full: Sender<Box<Batch>>,
         emptied: Receiver<Box<Batch>>,
     ) -> Self {
+        let traffic = closed.len();
         Self {
             cell_of: vec![NONE; segments.len() * traffic],
             lag_of: vec![NONE; segments.len()],
             segments,
-            traffic,
+            closed,
             origin_ns,
             batch: Box::new(Batch::new(worker, traffic)),
             batch_ends_ns: origin_ns + SECOND_NS,
@@ -71,9 +73,13 @@ impl Recorder {
         self.back_fill = true;
     }
 
-    /// An arrival was taken out of the plan.
+    /// An arrival was taken out of the plan, or begun by a closed loop.
     pub fn arrived(&mut self, segment: u16, traffic: u16, intended_ns: u64, picked_ns: u64) {
         self.cell(segment, traffic).scheduled += 1;
+        // No plan says when these are due; always in time, they would hide the lateness of the others.
+        if self.closed[usize::from(traffic)] {
+            return;
+        }
         let Segment { from_ns, to_ns, .. } = self.segments[usize::from(segment)];
         let (from_ns, to_ns) = (self.origin_ns + from_ns, self.origin_ns + to_ns);
         let bin = |at_ns: u64| {
@@ -146,11 +152,10 @@ impl Recorder {
     pub fn turn(&mut self, busy_ns: u64, idle_ns: u64, late_ns: u64) {
         self.batch.busy_ns += busy_ns;
         self.batch.idle_ns += idle_ns;
-        for away_ns in [busy_ns, late_ns] {
-            if away_ns > GAP_NS {
-                self.batch.gap_ns += away_ns;
-                self.batch.gaps += 1;
-            }
+        let away_ns = busy_ns.max(late_ns);
+        if away_ns > GAP_NS {
+            self.batch.gap_ns += away_ns;
+            self.batch.gaps += 1;
         }
     }
 
@@ -180,7 +185,7 @@ impl Recorder {
     }
 
     fn cell(&mut self, segment: u16, traffic: u16) -> &mut Cell {
-        let place = &mut self.cell_of[usize::from(segment) * self.traffic + usize::from(traffic)];
+        let place = &mut self.cell_of[usize::from(segment) * self.closed.len() + usize::from(traffic)];
         if *place == NONE {
             let cell = self.free_cells.pop().unwrap_or_else(Cell::new);
             *place = self.batch.cells.len();

@@ -9,11 +9,9 @@ use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Between, Bound, Check, Ci95, Connections, Ended, Event, Interval, Machine, Measured, Passed, Phase, Report, Run,
-    SCHEMA, ScenarioText, Target, Times, Tool, Whole, verdict,
+    Between, Bound, Ci95, Connections, Ended, Interval, Measured, Phase, Report, Run, SCHEMA, ScenarioText, Target,
+    Times, Tool, Whole, verdict,
 };
-use crate::checks::{self, machine};
-use crate::events::Happened;
 use crate::measure::percentile::Quantile;
 use crate::measure::totals::{self, Distribution, Sum};
 use crate::measure::{Connected, Outcome};
@@ -23,7 +21,7 @@ use crate::slo::{Scope, eval};
 #[must_use]
 pub fn build(run: &Run<'_>) -> Report {
     let scenario = run.scenario;
-    let checks: Vec<Check> = run.checks.iter().map(check).collect();
+    let checks = run.checks.clone();
     let slo = if matches!(run.ended, Ended::Interrupted { .. }) { Vec::new() } else { run.slos.clone() };
     let (verdict, exit_code) = verdict(&run.ended, &checks, &slo);
     Report {
@@ -48,7 +46,7 @@ pub fn build(run: &Run<'_>) -> Report {
         phases: phases(run),
         whole: whole(run),
         intervals: run.totals.intervals().iter().map(interval).collect(),
-        events: run.events.iter().map(event).collect(),
+        events: run.events.clone(),
         skipped: run.skipped.clone(),
         notes: run.notes.clone(),
         slo,
@@ -213,42 +211,5 @@ fn interval(interval: &totals::Interval) -> Interval {
         max_ns: interval.max_ns,
         gen_lag_p99_ns: interval.gen_lag_p99_ns,
         busy: interval.busy,
-    }
-}
-
-impl Machine {
-    #[must_use]
-    pub fn of(machine: &machine::Machine) -> Self {
-        Self {
-            cpu: machine.cpu.clone(),
-            cores: machine.cores as u64,
-            governor: machine.governor.clone(),
-            clocksource: machine.clocksource.clone(),
-            kernel: machine.kernel.clone(),
-            debug_build: machine.debug_build,
-            steal_share: machine.steal_share,
-            cpu_share: machine.cpu_share,
-            involuntary_switches: machine.involuntary_switches,
-        }
-    }
-}
-
-fn event(event: &Happened) -> Event {
-    Event { name: event.name.clone(), begun_ns: event.begun_ns, ended_ns: event.ended_ns, error: event.error.clone() }
-}
-
-fn check(check: &checks::Check) -> Check {
-    Check {
-        id: check.id.to_owned(),
-        what: check.what.clone(),
-        value: check.value.clone(),
-        limit: check.limit.clone(),
-        verdict: match check.verdict {
-            checks::Verdict::Pass => Passed::Pass,
-            checks::Verdict::Warn => Passed::Warn,
-            checks::Verdict::Invalid => Passed::Invalid,
-            checks::Verdict::Fail => Passed::Fail,
-        },
-        advice: check.advice.clone(),
     }
 }

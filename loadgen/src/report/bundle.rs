@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -20,6 +20,9 @@ use crate::slo::Scope;
 /// The report's file in its folder.
 pub const RUN_JSON: &str = "run.json";
 
+/// The interval log in its folder.
+pub const INTERVALS: &str = "intervals.hlog";
+
 /// Makes the folder, before the run: what cannot be written is told before the load, not after it.
 ///
 /// # Errors
@@ -31,12 +34,6 @@ pub fn prepare(folder: &Path) -> Result<()> {
     }
     let histograms = folder.join("hgrm");
     fs::create_dir_all(&histograms).with_context(|| format!("--out: cannot make {}", histograms.display()))
-}
-
-/// Where the interval log goes while the run goes on.
-#[must_use]
-pub fn intervals(folder: &Path) -> PathBuf {
-    folder.join("intervals.hlog")
 }
 
 /// Writes everything but the interval log, which exists by then.

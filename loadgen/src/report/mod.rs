@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checks;
+use crate::checks::{self, machine};
 use crate::events::Happened;
 use crate::measure::totals::Totals;
 use crate::scenario::Scenario;
@@ -32,10 +32,9 @@ pub struct Run<'a> {
     /// `planned[phase][traffic]`, as [`crate::plan::arrivals::counts`] tells.
     pub planned: &'a [Vec<u64>],
     pub totals: &'a Totals,
-    pub checks: &'a [checks::Check],
+    pub checks: Vec<Check>,
     pub slos: Vec<Judged>,
-    pub events: &'a [Happened],
-    /// By [`Machine::of`].
+    pub events: Vec<Event>,
     pub machine: Machine,
     pub address: SocketAddr,
     pub same_host: bool,
@@ -322,6 +321,42 @@ pub enum Passed {
     Warn,
     Invalid,
     Fail,
+}
+
+impl From<checks::Check> for Check {
+    fn from(check: checks::Check) -> Self {
+        let checks::Check { id, what, value, limit, verdict, advice } = check;
+        let verdict = match verdict {
+            checks::Verdict::Pass => Passed::Pass,
+            checks::Verdict::Warn => Passed::Warn,
+            checks::Verdict::Invalid => Passed::Invalid,
+            checks::Verdict::Fail => Passed::Fail,
+        };
+        Self { id: id.to_owned(), what, value, limit, verdict, advice }
+    }
+}
+
+impl From<Happened> for Event {
+    fn from(event: Happened) -> Self {
+        let Happened { name, begun_ns, ended_ns, error } = event;
+        Self { name, begun_ns, ended_ns, error }
+    }
+}
+
+impl From<&machine::Machine> for Machine {
+    fn from(machine: &machine::Machine) -> Self {
+        Self {
+            cpu: machine.cpu.clone(),
+            cores: machine.cores as u64,
+            governor: machine.governor.clone(),
+            clocksource: machine.clocksource.clone(),
+            kernel: machine.kernel.clone(),
+            debug_build: machine.debug_build,
+            steal_share: machine.steal_share,
+            cpu_share: machine.cpu_share,
+            involuntary_switches: machine.involuntary_switches,
+        }
+    }
 }
 
 /// The first of these that holds: interrupted (128 + the signal), failed (1), invalid (3), an SLO failed (99), 0.

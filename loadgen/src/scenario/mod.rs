@@ -11,6 +11,7 @@ pub mod load;
 pub mod presets;
 pub mod rates;
 mod table;
+pub mod warnings;
 
 use std::path::PathBuf;
 

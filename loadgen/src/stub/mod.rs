@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::Socket;
 
 use crate::clock;
 use script::Script;
@@ -46,10 +47,7 @@ impl Stub {
     pub fn start(listen: SocketAddr, script: Script) -> io::Result<Self> {
         raise_open_files();
         let listener = server::listen(listen)?;
-        let address = listener
-            .local_addr()?
-            .as_socket()
-            .ok_or_else(|| io::Error::other("the stub's socket has no internet address"))?;
+        let address = address_of(&listener)?;
         let stop = Arc::new(AtomicBool::new(false));
         let clock_ns = Arc::new(AtomicU64::new(0));
         let (stop_seen, clock_seen) = (Arc::clone(&stop), Arc::clone(&clock_ns));
@@ -89,13 +87,24 @@ impl Drop for Stub {
     }
 }
 
-/// Serves in this thread until `stop` is set.
+/// Serves in this thread until `stop` is set; `on_listening` is told where, once connections can be made.
 ///
 /// # Errors
 /// The address cannot be listened on, or no more files may be opened.
-pub fn serve(listen: SocketAddr, script: Script, stop: &AtomicBool) -> io::Result<Truth> {
+pub fn serve(
+    listen: SocketAddr,
+    script: Script,
+    stop: &AtomicBool,
+    on_listening: impl FnOnce(SocketAddr),
+) -> io::Result<Truth> {
     raise_open_files();
-    Server::new(server::listen(listen)?, script, &AtomicU64::new(0))?.run(stop)
+    let listener = server::listen(listen)?;
+    on_listening(address_of(&listener)?);
+    Server::new(listener, script, &AtomicU64::new(0))?.run(stop)
+}
+
+fn address_of(listener: &Socket) -> io::Result<SocketAddr> {
+    listener.local_addr()?.as_socket().ok_or_else(|| io::Error::other("the stub's socket has no internet address"))
 }
 
 /// Each connection is a file, and most systems begin with 1,024.
