@@ -216,7 +216,7 @@ fn a_report_is_as_its_schema_says() {
 
     // Each member is described and needed: without it, or with another beside it, the report is none.
     let mut members = Vec::new();
-    objects(&good, String::new(), &mut members);
+    objects(&good, "", &mut members);
     assert!(members.len() > 500, "{}", members.len());
     for (object, key) in members {
         let mut bad = good.clone();
@@ -228,21 +228,21 @@ fn a_report_is_as_its_schema_says() {
 }
 
 /// Every (object, key) but those of maps by class, outcome or status, whose keys are data.
-fn objects(value: &Value, at: String, found: &mut Vec<(String, String)>) {
+fn objects(value: &Value, at: &str, found: &mut Vec<(String, String)>) {
     let is_map = ["/traffic", "/outcomes", "/statuses", "/connections"].iter().any(|map| at.ends_with(map));
     match value {
         Value::Object(map) => {
             for (key, value) in map {
                 if !is_map {
-                    found.push((at.clone(), key.clone()));
+                    found.push((at.to_owned(), key.clone()));
                 }
-                objects(value, format!("{at}/{key}"), found);
+                objects(value, &format!("{at}/{key}"), found);
             }
         }
         // One row stands for all.
         Value::Array(rows) => {
             if let Some(row) = rows.first() {
-                objects(row, format!("{at}/0"), found);
+                objects(row, &format!("{at}/0"), found);
             }
         }
         _ => {}
