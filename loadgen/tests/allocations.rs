@@ -143,3 +143,50 @@ fn recording_allocates_nothing_once_every_class_was_seen() {
     assert_eq!(allocated[11..], [0; 39], "allocations of each second: {allocated:?}");
     assert!(taken >= 40 * classes, "{taken} cells arrived");
 }
+
+#[test]
+fn the_plan_allocates_nothing_for_an_arrival() {
+    use loadgen::links::{Set, Source};
+    use loadgen::plan::arrivals::Arrivals;
+    use loadgen::plan::pick::{self, Choice, Picker};
+    use loadgen::scenario::{ArrivalKind, Curve, Phase, Requests};
+    let mut scenario = scenario(4);
+    scenario.catalogue.sets.push(Set { name: "existing".into(), source: Source::Derived { count: 1000 } });
+    let picks = [
+        Pick::Zipf { set: 0, s: 1.1, scatter: true },
+        Pick::Uniform { set: 0, never_twice: true },
+        Pick::Uniform { set: 0, never_twice: false },
+        Pick::Random { length: 7 },
+    ];
+    for (traffic, pick) in scenario.traffic.iter_mut().zip(picks) {
+        traffic.pick = pick;
+    }
+    for arrivals in [ArrivalKind::Even, ArrivalKind::Poisson] {
+        scenario.phases.push(Phase {
+            name: "phase".into(),
+            for_ns: SECOND_NS,
+            curve: Curve::Exponential { from: 1000.0, to: 20_000.0 },
+            arrivals,
+            mix: vec![(0, 0.4), (1, 0.3), (2, 0.2), (3, 0.1)],
+            also: Vec::new(),
+            warmup: false,
+        });
+    }
+    let pickers: Vec<Picker> = (0..4).map(|traffic| Picker::new(&scenario, traffic)).collect();
+    let mut arrivals = Arrivals::new(&scenario, 0, 2);
+    let (mut code, mut target) = (Vec::with_capacity(64), Vec::with_capacity(64));
+    let before = ALLOCATIONS.get();
+    let mut taken = 0;
+    for arrival in &mut arrivals {
+        if let Choice::Link { set, index } = pickers[usize::from(arrival.traffic)].pick(arrival.ordinal) {
+            code.clear();
+            target.clear();
+            scenario.catalogue.code_into(usize::from(set), index, &mut code);
+            scenario.catalogue.target_into(usize::from(set), index, &mut target);
+            assert!(scenario.catalogue.is_target(usize::from(set), index, &target));
+        }
+        taken += pick::session_requests(1, &arrival, Requests::Geometric(1.4)).min(1);
+    }
+    assert_eq!(ALLOCATIONS.get() - before, 0);
+    assert!(taken > 5000, "{taken} arrivals");
+}

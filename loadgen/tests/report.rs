@@ -128,7 +128,8 @@ fn totals(scenario: &Scenario) -> Totals {
     let mut recorder = recorders.pop().expect("one worker");
     let mut totals = Totals::new(scenario, &segments, 1);
     let samples = samples(scenario);
-    let mut happenings: Vec<(u64, bool, &Sample)> = samples.iter().map(|sample| (sample.done_ns, true, sample)).collect();
+    let mut happenings: Vec<(u64, bool, &Sample)> =
+        samples.iter().map(|sample| (sample.done_ns, true, sample)).collect();
     happenings.extend(samples.iter().map(|sample| (sample.picked_ns, false, sample)));
     happenings.sort_by_key(|(at_ns, ..)| *at_ns);
     for what in [Connected::Asked, Connected::Opened, Connected::Asked, Connected::Failed] {
@@ -201,7 +202,24 @@ fn a_run_is_told_from_its_verdict_to_its_self_checks() {
     let report = report(&scenario, &totals(&scenario), Ended::AsPlanned);
     let text = terminal::text(&report, Look::default());
     println!("{text}");
-    println!("{}", terminal::text(&report, Look{percentiles: true, colour:false}));
-    for i in &report.intervals { println!("{}", terminal::live(&loadgen::measure::totals::Interval{from_s:i.from_s, seconds: i.seconds, scheduled:i.scheduled, sent:i.sent, ok:i.ok, p50_ns:i.p50_ns,p99_ns:i.p99_ns,..Default::default()}, "peak")); }
+    println!("{}", terminal::text(&report, Look { percentiles: true, colour: false }));
+    for i in &report.intervals {
+        println!(
+            "{}",
+            terminal::live(
+                &loadgen::measure::totals::Interval {
+                    from_s: i.from_s,
+                    seconds: i.seconds,
+                    scheduled: i.scheduled,
+                    sent: i.sent,
+                    ok: i.ok,
+                    p50_ns: i.p50_ns,
+                    p99_ns: i.p99_ns,
+                    ..Default::default()
+                },
+                "peak"
+            )
+        );
+    }
     assert_eq!(text, "");
 }

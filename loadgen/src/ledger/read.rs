@@ -214,17 +214,28 @@ fn record(line: &[u8]) -> Option<Record<'_>> {
     fields.next().is_none().then_some(record)
 }
 
+/// The value of each byte as a hexadecimal digit; 255: none.
+const HEX: [u8; 256] = {
+    let mut values = [255; 256];
+    let mut digit = 0;
+    while digit < 16 {
+        values[b"0123456789abcdef"[digit] as usize] = digit as u8;
+        values[b"0123456789ABCDEF"[digit] as usize] = digit as u8;
+        digit += 1;
+    }
+    values
+};
+
 /// Of at most 16 digits.
 fn hex(digits: &[u8]) -> Option<u64> {
-    digits.iter().try_fold(0, |value, digit| {
-        let digit = match digit {
-            b'0'..=b'9' => digit - b'0',
-            b'a'..=b'f' => digit - b'a' + 10,
-            b'A'..=b'F' => digit - b'A' + 10,
-            _ => return None,
-        };
-        Some(value << 4 | u64::from(digit))
-    })
+    let mut value = 0;
+    let mut all = 0;
+    for digit in digits {
+        let digit = HEX[usize::from(*digit)];
+        all |= digit;
+        value = value << 4 | u64::from(digit & 15);
+    }
+    (all < 16).then_some(value)
 }
 
 fn decimal(digits: &[u8]) -> Option<u64> {

@@ -73,9 +73,8 @@ fn curve(out: &mut String, scenario: &Scenario) {
         axis[column_of(*from_ns)] = '├';
     }
     for event in &scenario.events {
-        for column in column_of(event.at_ns)..=column_of(event.at_ns + event.lasts_ns.saturating_sub(1)) {
-            axis[column] = '!';
-        }
+        let end_ns = event.at_ns + event.lasts_ns.saturating_sub(1);
+        axis[column_of(event.at_ns)..=column_of(end_ns)].fill('!');
     }
     line(out, &format!("{:>11} {}", "", axis.into_iter().collect::<String>()));
     let end = units::exact_duration(length_ns);

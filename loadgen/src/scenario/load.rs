@@ -27,6 +27,9 @@ const PARTS_MAX: usize = 64;
 /// Links of one set.
 const LINKS_MAX: u64 = 1_000_000_000;
 
+/// A phase, and the warm-up: 64 of them still fit into 64 bits of nanoseconds.
+const PHASE_MAX_NS: u64 = 7 * 24 * 3_600_000_000_000;
+
 /// Requests a second that a rate may be.
 const RATE_MAX: f64 = 10_000_000.0;
 
@@ -88,7 +91,7 @@ fn read(name: &str, toml: &str, folder: &Path, root: &Table<'_>, problems: &mut 
     let set_names: Vec<String> = catalogue.sets.iter().map(|set| set.name.clone()).collect();
     let classes = traffic::Classes::of(root, problems);
     let traffic = traffic::read(&classes, &set_names, problems);
-    let warmup_ns = run_table.as_ref().and_then(|table| table.read("warmup", problems, Value::duration_ns));
+    let warmup_ns = run_table.as_ref().and_then(|table| table.read("warmup", problems, phase_ns));
     let phases = phases::read(root, &classes, warmup_ns.unwrap_or(0), &peak, problems);
     let events = events::read(root, folder, &phases, problems);
     let slos = read_slos(root, &classes, &phases, &events, problems);
@@ -104,13 +107,9 @@ fn read(name: &str, toml: &str, folder: &Path, root: &Table<'_>, problems: &mut 
 fn read_run(table: &Table<'_>, problems: &mut Problems<'_>) -> Option<Run> {
     table.only(&["target", "seed", "workers", "timeout", "drain", "warmup", "peak"], problems);
     let target = table.need("target", "target = \"http://127.0.0.1:8080\"", problems, |value| target(value.text()?));
-    let positive_ns = |value: &Value<'_>| match value.duration_ns()? {
-        0 => Err("0s is too short".to_owned()),
-        ns => Ok(ns),
-    };
     let seed = table.read("seed", problems, |value| value.count(0..=1 << 53));
     let workers = table.read("workers", problems, |value| value.count(0..=256));
-    let timeout_ns = table.read("timeout", problems, positive_ns);
+    let timeout_ns = table.read("timeout", problems, phase_ns);
     let drain_ns = table.read("drain", problems, Value::duration_ns);
     Some(Run {
         target: target?,
@@ -164,16 +163,28 @@ impl Peak {
         };
         self.used.set(true);
         let peak = self.rate.ok_or("there is no peak: set run.peak, or give --set peak=10k")?;
-        Ok(share * peak)
+        check_rate(share * peak)
     }
 }
 
 fn rate(value: &Value<'_>) -> Result<f64, String> {
-    let rate = value.number()?;
+    check_rate(value.number()?)
+}
+
+fn check_rate(rate: f64) -> Result<f64, String> {
     if rate > RATE_MAX {
         return Err(format!("{rate} is more than {} requests a second", units::count(RATE_MAX as u64)));
     }
     Ok(rate)
+}
+
+/// Above 0, at most a week.
+fn phase_ns(value: &Value<'_>) -> Result<u64, String> {
+    match value.duration_ns()? {
+        0 => Err("0s is too short".to_owned()),
+        ns if ns > PHASE_MAX_NS => Err("is longer than a week (168h)".to_owned()),
+        ns => Ok(ns),
+    }
 }
 
 /// Names are part of dotted keys and of file names.

@@ -4,7 +4,7 @@ use super::super::rates;
 use super::super::table::{Problems, Table, Value, unknown_name};
 use super::super::{ArrivalKind, Curve, Phase};
 use super::traffic::Classes;
-use super::{Peak, tables};
+use super::{Peak, phase_ns, tables};
 use crate::units;
 
 /// Name of the phase that `run.warmup` makes.
@@ -58,10 +58,7 @@ fn read_phase(
         }
         text => Err(format!("{text:?} is no name: up to 64 letters without spaces around")),
     });
-    let for_ns = table.need("for", "for = \"30s\"", problems, |value| match value.duration_ns()? {
-        0 => Err("0s is too short".to_owned()),
-        ns => Ok(ns),
-    });
+    let for_ns = table.need("for", "for = \"30s\"", problems, phase_ns);
     let curve = read_curve(table, for_ns, previous, peak, problems);
     const ARRIVALS: [(&str, ArrivalKind); 2] = [("even", ArrivalKind::Even), ("poisson", ArrivalKind::Poisson)];
     let arrivals = table.read("arrivals", problems, |value| value.one_of(&ARRIVALS));

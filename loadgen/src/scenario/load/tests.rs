@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use proptest::{prop_assert, proptest};
+
 use super::super::change::Changes;
 use super::super::presets;
 use super::super::{
@@ -479,5 +481,27 @@ fn every_example_of_the_reference_loads() {
     // What can be written is described.
     for (name, _) in presets::ALL {
         assert!(reference.contains(name), "{name}");
+    }
+}
+
+proptest! {
+    /// A preset with some bytes replaced: a scenario, or mistakes with lines; never a panic.
+    #[test]
+    fn a_damaged_file_is_refused_or_read(preset in 0..4_usize, at in 0..4000_usize, cut in 0..40_usize, with in "\\PC{0,6}") {
+        let (name, text) = presets::ALL[preset];
+        let from = text.floor_char_boundary(at.min(text.len()));
+        let to = text.floor_char_boundary((from + cut).min(text.len()));
+        let damaged = format!("{}{with}{}", &text[..from], &text[to..]);
+        for changes in [Changes { rehearsal: true, ..Changes::default() }, set("phase.2.for", "5s"), set("traffic.clicks", "off")] {
+            if let Err(error) = from_toml(name, &damaged, Path::new("."), &changes) {
+                prop_assert!(!error.problems.is_empty());
+                prop_assert!(error.problems.iter().all(|problem| problem.starts_with(name)), "{}", error);
+            }
+        }
+    }
+
+    #[test]
+    fn any_set_is_refused_or_read(key in "[a-z.0-9]{0,12}", value in "\\PC{0,8}") {
+        let _ = from_toml("mail-blast", presets::ALL[0].1, Path::new("."), &set(&key, &value));
     }
 }

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::super::rates;
 use super::super::table::{Problems, Table, Value, unknown_name};
 use super::super::{
-    ArrivalKind, Closed, Connection, ConnectionKind, Expect, Pick, Requests, Scenario, Traffic, WhenFull, Yields,
+    ArrivalKind, Closed, Connection, ConnectionKind, Expect, Phase, Pick, Requests, Scenario, Traffic, WhenFull, Yields,
 };
 use super::{PARTS_MAX, check_name};
 use crate::units;
@@ -425,15 +425,15 @@ pub(super) fn check_across(scenario: &Scenario, classes: &Classes<'_>, problems:
     }
 }
 
-/// Arrivals of a class in the whole run: shares of a phase are exact within one, and by chance within five deviations.
+/// Arrivals of a class in the whole run: its share of a phase is exact within one, and by chance within five deviations.
 fn arrivals_at_most(scenario: &Scenario, traffic: usize) -> u64 {
-    let mut sum = 0.0;
-    for phase in &scenario.phases {
-        for &(index, weight) in phase.mix.iter().filter(|(index, _)| *index == traffic) {
-            debug_assert_eq!(index, traffic);
-            let expected = rates::arrivals(&phase.curve, phase.for_ns) * weight;
-            sum += expected + if phase.arrivals == ArrivalKind::Even { 1.0 } else { 5.0 * expected.sqrt() + 1.0 };
+    let of_phase = |phase: &Phase| {
+        let weight = phase.mix.iter().find(|(index, _)| *index == traffic).map_or(0.0, |(_, weight)| *weight);
+        let expected = rates::arrivals(&phase.curve, phase.for_ns) * weight;
+        match phase.arrivals {
+            ArrivalKind::Even => expected + 1.0,
+            ArrivalKind::Poisson => expected + 5.0 * expected.sqrt() + 1.0,
         }
-    }
-    sum as u64
+    };
+    scenario.phases.iter().map(of_phase).sum::<f64>() as u64
 }
