@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  scenario (TOML, or the flags of `http`) ─▶ plan: when, of which class, for which code; no state, no chance but the seed's
-//!                                              │ each worker walks the whole plan and takes every W-th arrival
+//!                                              │ each worker walks the whole plan and takes its part of each class
 //!  a worker per core: engine                   ▼
 //!      wait (epoll) ─▶ due arrivals ─▶ group (one queue, its connections) ─▶ conn ─▶ http ─▶ one Outcome
 //!                                                              │                              │

@@ -406,7 +406,7 @@ static BASE: LazyLock<Report> = LazyLock::new(|| {
 #[test]
 fn a_second_is_a_line() {
     let check = |interval: Interval, phase: &str, expected: &str| {
-        let text = terminal::live(&interval, phase);
+        let text = terminal::live(&interval, phase, interval.scheduled);
         assert_eq!(text, expected, "\n{text}");
         assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
     };

@@ -14,6 +14,7 @@ use crate::checks::{self, machine};
 use crate::engine::{self, Job, LedgerJob};
 use crate::measure::totals::Totals;
 use crate::plan::arrivals;
+use crate::plan::curve::Cumulative;
 use crate::report::{self, Ended, Report, Skipped, bundle, terminal};
 use crate::scenario::Scenario;
 use crate::slo::eval;
@@ -89,22 +90,30 @@ fn show(scenario: &Scenario, totals: &Totals, shown_s: u32, elapsed_s: u32) -> u
     for interval in totals.intervals() {
         let end_s = interval.from_s + interval.seconds;
         if interval.from_s >= shown_s && end_s < elapsed_s {
-            print::say(&terminal::live(interval, phase_at(scenario, interval.from_s)));
+            let (phase, planned) = planned(scenario, interval.from_s, end_s);
+            print::say(&terminal::live(interval, phase, planned));
             shown_s = end_s;
         }
     }
     shown_s
 }
 
-/// The name of the phase in which a second begins.
-fn phase_at(scenario: &Scenario, at_s: u32) -> &str {
-    let at_ns = u64::from(at_s) * 1_000_000_000;
-    let mut end_ns = 0;
-    let phase = scenario.phases.iter().find(|phase| {
-        end_ns += phase.for_ns;
-        at_ns < end_ns
-    });
-    phase.map_or("(draining)", |phase| &phase.name)
+/// The name of the phase in which a second begins, and how many arrivals the plan has in it.
+fn planned(scenario: &Scenario, from_s: u32, to_s: u32) -> (&str, u64) {
+    let (from_s, to_s) = (f64::from(from_s), f64::from(to_s));
+    let (mut begin_s, mut name, mut arrivals) = (0.0, "(draining)", 0.0);
+    for phase in &scenario.phases {
+        let end_s = begin_s + phase.for_ns as f64 / 1e9;
+        if from_s < end_s && to_s > begin_s {
+            let curve = Cumulative::new(&phase.curve, phase.for_ns);
+            arrivals += curve.count(to_s.min(end_s) - begin_s) - curve.count(from_s.max(begin_s) - begin_s);
+            if from_s >= begin_s {
+                name = &phase.name;
+            }
+        }
+        begin_s = end_s;
+    }
+    (name, arrivals.round() as u64)
 }
 
 struct Run<'a> {

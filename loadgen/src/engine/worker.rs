@@ -78,9 +78,12 @@ impl<'a> Worker<'a> {
         segments: &'a [Segment],
         number: usize,
         origin_ns: u64,
-        recorder: Recorder,
+        mut recorder: Recorder,
         ledger: Option<Writer>,
     ) -> anyhow::Result<Self> {
+        if job.defect == Some(Defect::BackFill) {
+            recorder.plant_back_fill();
+        }
         let scenario = &*job.scenario;
         let share = |all: usize| all / job.workers + usize::from(number < all % job.workers);
         let header = job.ledger.as_ref().map(|ledger| ledger.header.as_str());
@@ -188,6 +191,12 @@ impl<'a> Worker<'a> {
             for event in events.drain(..) {
                 self.handle(Place::unpack(event.data.u64()), event.flags);
             }
+        }
+        // A worker that was too slow for its plan says so: these came too late to be sent at all.
+        while let Some(arrival) = arrivals.next().filter(|_| !stopped) {
+            let waiting = Waiting { arrival, intended_ns: self.origin_ns + arrival.at_ns, picked_ns: self.now_ns() };
+            self.recorder.arrived(arrival.segment, arrival.traffic, waiting.intended_ns, waiting.picked_ns);
+            self.unsent(waiting, Outcome::Unsent);
         }
         self.end()
     }

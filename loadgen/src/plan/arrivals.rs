@@ -16,7 +16,9 @@ use super::curve::Cumulative;
 use super::{Arrival, Segment, segments};
 use crate::scenario::{ArrivalKind, Phase, Scenario};
 
-/// Worker `worker` of `workers`'s share of the plan, in order of time.
+/// Worker `worker` of `workers`'s share of the plan, in order of time: each `workers`-th of each class. By their number in
+/// the whole plan they would alias with the turns of even classes: of two workers and two classes in equal parts one
+/// would create all links, and the other read back what it never sees.
 #[derive(Debug)]
 pub struct Arrivals<'a> {
     segments: Vec<Segment>,
@@ -28,8 +30,8 @@ pub struct Arrivals<'a> {
     number: u64,
     ordinals: Vec<u64>,
     workers: u64,
-    /// Arrivals of other workers before the next of this one.
-    others: u64,
+    /// Of each class: arrivals of other workers before the next of this one.
+    others: Vec<u64>,
 }
 
 impl<'a> Arrivals<'a> {
@@ -41,6 +43,8 @@ impl<'a> Arrivals<'a> {
             courses.push(Course::new(phase, index, from_ns, scenario.run.seed));
             from_ns += phase.for_ns;
         }
+        // Classes begin with different workers, so that rare ones do not all fall to the first.
+        let first = |traffic: usize| ((worker + workers - traffic % workers) % workers) as u64;
         Self {
             segments: segments(scenario),
             courses,
@@ -49,7 +53,7 @@ impl<'a> Arrivals<'a> {
             number: 0,
             ordinals: vec![0; scenario.traffic.len()],
             workers: workers as u64,
-            others: worker as u64,
+            others: (0..scenario.traffic.len()).map(first).collect(),
         }
     }
 
@@ -82,11 +86,11 @@ impl Iterator for Arrivals<'_> {
             let (number, ordinal) = (self.number, self.ordinals[traffic]);
             self.number += 1;
             self.ordinals[traffic] += 1;
-            if self.others > 0 {
-                self.others -= 1;
+            if self.others[traffic] > 0 {
+                self.others[traffic] -= 1;
                 continue;
             }
-            self.others = self.workers - 1;
+            self.others[traffic] = self.workers - 1;
             let at_ns = self.courses[self.phase].instant_ns(count);
             return Some(Arrival { at_ns, number, ordinal, segment: self.segment_at(at_ns), traffic: traffic as u16 });
         }
@@ -316,6 +320,21 @@ mod tests {
                     (0..workers).flat_map(|worker| Arrivals::new(&scenario, worker, workers)).collect();
                 together.sort_by_key(|arrival| arrival.number);
                 prop_assert_eq!(&together, &all);
+            }
+        }
+
+        #[test]
+        fn each_worker_has_its_part_of_each_class(scenario in scenarios(), workers in 2_usize..9) {
+            let share = |worker| {
+                let mut share = vec![0_u64; scenario.traffic.len()];
+                Arrivals::new(&scenario, worker, workers).for_each(|arrival| share[usize::from(arrival.traffic)] += 1);
+                share
+            };
+            let shares: Vec<_> = (0..workers).map(share).collect();
+            for traffic in 0..scenario.traffic.len() {
+                let of_class = shares.iter().map(|share| share[traffic]);
+                let (least, most) = (of_class.clone().min(), of_class.max());
+                prop_assert!(most.unwrap_or(0) - least.unwrap_or(0) <= 1, "{:?}", shares);
             }
         }
 

@@ -1,7 +1,7 @@
 //! The plan: which request is due when, of which class, for which code. A pure function of scenario and seed.
 //!
-//! Arrival number k has the same instant, class and code for any number of workers: worker w of W walks the whole
-//! sequence and takes those with `k % W == w`. Chance is a generator keyed by seed and k, never one that was advanced by
+//! Arrival number k has the same instant, class and code for any number of workers: each worker walks the whole sequence
+//! and takes its part of each class. Chance is a generator keyed by seed and k, never one that was advanced by
 //! other arrivals.
 
 pub mod arrivals;

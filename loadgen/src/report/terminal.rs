@@ -53,9 +53,10 @@ pub fn text(report: &Report, look: Look) -> String {
     out
 }
 
-/// One second while the run goes on; every twentieth has the columns' names above it. Rates are a second's.
+/// One second while the run goes on, in which `planned` arrivals are due by the plan; every twentieth has the columns'
+/// names above it. Rates are a second's.
 #[must_use]
-pub fn live(interval: &Interval, phase: &str) -> String {
+pub fn live(interval: &Interval, phase: &str, planned: u64) -> String {
     let seconds = u64::from(interval.seconds.max(1));
     let time = |ns| if interval.ok == 0 { "–".to_owned() } else { units::duration(ns) };
     let mut out = String::new();
@@ -68,7 +69,7 @@ pub fn live(interval: &Interval, phase: &str) -> String {
         "{:>5} s  {:<15} {:>10} {:>10} {:>9} {:>9} {:>8} {:>10} {:>9}",
         interval.from_s + interval.seconds.max(1),
         cut(phase, 15),
-        count(interval.scheduled / seconds),
+        count(planned / seconds),
         count(interval.sent / seconds),
         time(interval.p50_ns),
         time(interval.p99_ns),

@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use super::{ConnectionKind, Requests, Scenario, Traffic, rates};
 use crate::units;
 
-/// An answer time that a server under load may well reach, for Little's law.
-const SLOW_S: f64 = 0.05;
+/// An answer time that a server of redirects may well reach under load, for Little's law.
+const SLOW_S: f64 = 0.01;
 
 /// Local ports of one address, Linux's default (`net.ipv4.ip_local_port_range`, 32768 to 60999).
 const PORTS: f64 = 28_232.0;
@@ -134,9 +134,9 @@ mod tests {
     fn what_is_doubtful_is_said() {
         check("", "", "1000", &[]);
         check("drain = \"1s\"", "", "1000", &["drain 1s is shorter than timeout 5s"]);
-        let few = "a: at 3,000/s and answers in 50.0 ms some 150 connections are in use, and at most 100 may be open";
-        check("", "connection = { max = 100 }", "4000", &[few]);
-        check("", "connection = { max = 100, pipeline = 2 }", "4000", &[]);
+        let few = "a: at 3,000/s and answers in 10.0 ms some 30 connections are in use, and at most 20 may be open";
+        check("", "connection = { max = 20 }", "4000", &[few]);
+        check("", "connection = { max = 20, pipeline = 2 }", "4000", &[]);
         // 90,000 connections in all: four addresses.
         check("", "connection = { kind = \"per_request\" }", "4000", &["they need 4 addresses, and there is 1"]);
         check("", "connection = { kind = \"per_request\" }\nbind = \"127.1.0.0/30\"", "4000", &["there are 2"]);

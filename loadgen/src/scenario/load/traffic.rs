@@ -297,8 +297,8 @@ fn read_expect(table: &Table<'_>, pick: Option<&Pick>, problems: &mut Problems<'
     let known_location = expect.read("location", problems, |value| {
         value.one_of(&[("known", ())])?;
         match pick {
-            Some(Pick::None | Pick::Random { .. } | Pick::Fresh { .. }) => {
-                Err("no target is known here: only codes of a set of [links] have one".to_owned())
+            Some(Pick::None | Pick::Random { .. }) => {
+                Err("no target is known here: only codes of a set of [links], and fresh ones, have one".to_owned())
             }
             _ => Ok(true),
         }
@@ -416,6 +416,13 @@ pub(super) fn check_across(scenario: &Scenario, classes: &Classes<'_>, problems:
                 );
                 table.refuse("code", &what, problems);
             }
+        }
+        if let (Pick::Fresh { from, .. }, true) = (&traffic.pick, traffic.expect.known_location)
+            && !scenario.traffic[*from].body.as_ref().is_some_and(|body| body.contains("{target}"))
+        {
+            let name = &scenario.traffic[*from].name;
+            let what = format!("location is only known where the body of {name} holds {{target}}");
+            table.refuse("expect", &what, problems);
         }
         if let (Some(bind), Ok(host)) = (traffic.bind, scenario.run.target.host.parse::<std::net::IpAddr>())
             && bind.addr().is_ipv4() != host.is_ipv4()
