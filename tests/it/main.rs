@@ -13,6 +13,7 @@ mod coherence;
 mod faults_postgres;
 mod faults_redis;
 mod instances;
+mod loadgen;
 mod moving;
 mod protection;
 mod redis;

@@ -11,6 +11,7 @@ use super::args::{Http, Run, Source};
 use super::measure::{Subject, measure};
 use super::{Failure, print};
 use crate::calibrate::{self, Calibration};
+use crate::client::Client;
 use crate::probe::{self, Verdict};
 use crate::report::Skipped;
 use crate::scenario::change::Changes;
@@ -29,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) fn http(http: &Http) -> Result<u8, Failure> {
     let scenario = flags::scenario(&http.flags).map_err(|error| Failure::Usage(error.into()))?;
     let address = resolve(&scenario.run.target).map_err(Failure::Usage)?;
+    // A run against nobody would report that everything was refused, as if it were the server's.
+    Client::connect(address, &scenario.run.target.authority, PATIENCE)?;
     warn(&scenario);
     measure(Subject { scenario, address, key: None, skipped: Vec::new(), notes: Vec::new() }, &http.common)
 }
