@@ -1,21 +1,20 @@
 //! A report from a run, through its JSON, its folder and its text.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use proptest::prelude::{prop_assert, proptest};
+use proptest::prelude::{ProptestConfig, prop, prop_assert, proptest};
 use serde_json::Value;
 
+use loadgen::checks::{self, machine};
+use loadgen::events::Happened;
 use loadgen::measure::totals::{Interval, Totals, channel};
 use loadgen::measure::{Connected, Outcome, Sample};
 use loadgen::plan;
 use loadgen::report::terminal::{self, COLUMNS, Look};
-use loadgen::report::{
-    Between, Bound, Check, Ci95, Connections, Ended, Event, Machine, Measured, Options, Passed, Phase, Report, Run,
-    Skipped, Target, Times, Tool, Verdict, Whole, build, bundle, verdict,
-};
+use loadgen::report::{Bound, Check, Ended, Options, Passed, Report, Run, Skipped, Verdict, build, bundle, verdict};
 use loadgen::scenario::Scenario;
 use loadgen::scenario::change::Changes;
 use loadgen::scenario::load::from_toml;
@@ -135,7 +134,7 @@ fn totals(scenario: &Scenario) -> Totals {
     for what in [Connected::Asked, Connected::Opened, Connected::Asked, Connected::Failed] {
         recorder.connected(0, what);
     }
-    let mut take = |recorded: &mut Totals| {
+    let take = |recorded: &mut Totals| {
         while let Some(batch) = collector.next(Duration::ZERO) {
             recorded.absorb(&batch);
             collector.give_back(batch);
@@ -161,10 +160,10 @@ fn report(scenario: &Scenario, totals: &Totals, ended: Ended) -> Report {
         scenario,
         planned: &plan::arrivals::counts(scenario),
         totals,
-        checks: checks(),
+        checks: checks().into_iter().map(Into::into).collect(),
         slos: evaluate(&scenario.slos, scenario, totals, &[Some(5 * SECOND)]),
-        events: vec![event()],
-        machine: Machine { cpu: "some".into(), cores: 2, kernel: "6.1".into(), ..Machine::default() },
+        events: vec![event().into()],
+        machine: (&machine::Machine::begin()).into(),
         address: ([127, 0, 0, 1], 8080).into(),
         same_host: true,
         options: Options { workers: 1, spin: "auto".into(), ledger: false },
@@ -176,9 +175,9 @@ fn report(scenario: &Scenario, totals: &Totals, ended: Ended) -> Report {
     })
 }
 
-fn checks() -> Vec<Check> {
-    let check = |id: &str, verdict, advice: Option<&str>| Check {
-        id: id.into(),
+fn checks() -> Vec<checks::Check> {
+    let check = |id, verdict, advice: Option<&str>| checks::Check {
+        id,
         what: "lateness".into(),
         value: "60 µs".into(),
         limit: "50 µs".into(),
@@ -186,40 +185,306 @@ fn checks() -> Vec<Check> {
         advice: advice.map(str::to_owned),
     };
     vec![
-        check("V1", Passed::Pass, None),
-        check("V2", Passed::Warn, Some("ask for less")),
-        check("V3", Passed::Pass, None),
+        check("V1", checks::Verdict::Pass, None),
+        check("V2", checks::Verdict::Warn, Some("ask for less")),
+        check("V3", checks::Verdict::Pass, None),
     ]
 }
 
-fn event() -> Event {
-    Event { name: "store stalls".into(), begun_ns: Some(4 * SECOND), ended_ns: Some(5 * SECOND), error: None }
+fn event() -> Happened {
+    Happened { name: "store stalls".into(), begun_ns: Some(4 * SECOND), ended_ns: Some(5 * SECOND), error: None }
 }
 
 #[test]
 fn a_run_is_told_from_its_verdict_to_its_self_checks() {
     let scenario = scenario();
-    let report = report(&scenario, &totals(&scenario), Ended::AsPlanned);
-    let text = terminal::text(&report, Look::default());
-    println!("{text}");
-    println!("{}", terminal::text(&report, Look { percentiles: true, colour: false }));
-    for i in &report.intervals {
-        println!(
-            "{}",
-            terminal::live(
-                &loadgen::measure::totals::Interval {
-                    from_s: i.from_s,
-                    seconds: i.seconds,
-                    scheduled: i.scheduled,
-                    sent: i.sent,
-                    ok: i.ok,
-                    p50_ns: i.p50_ns,
-                    p99_ns: i.p99_ns,
-                    ..Default::default()
-                },
-                "peak"
-            )
-        );
-    }
-    assert_eq!(text, "");
+    let text = terminal::text(&report(&scenario, &totals(&scenario), Ended::AsPlanned), Look::default());
+    assert_eq!(text, GOLDEN, "\n{text}");
 }
+
+#[test]
+fn a_report_is_as_its_schema_says() {
+    let schema: Value = serde_json::from_str(include_str!("../schema/run.schema.json")).expect("JSON");
+    jsonschema::meta::validate(&schema).expect("a schema of draft 2020-12");
+    let schema = jsonschema::validator_for(&schema).expect("a schema");
+    let scenario = scenario();
+    let report = report(&scenario, &totals(&scenario), Ended::AsPlanned);
+    let good = serde_json::to_value(&report).expect("JSON");
+    let mistakes: Vec<String> =
+        schema.iter_errors(&good).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    assert_eq!(mistakes, Vec::<String>::new());
+
+    // Each member is described and needed: without it, or with another beside it, the report is none.
+    let mut members = Vec::new();
+    objects(&good, "", &mut members);
+    assert!(members.len() > 500, "{}", members.len());
+    for (object, key) in members {
+        let mut bad = good.clone();
+        let map = bad.pointer_mut(&object).and_then(Value::as_object_mut).expect("an object");
+        let value = map.remove(&key).expect("a member");
+        map.insert(format!("{key} "), value);
+        assert!(!schema.is_valid(&bad), "{object}/{key}");
+    }
+}
+
+/// Every (object, key) but those of maps by class, outcome or status, whose keys are data.
+fn objects(value: &Value, at: &str, found: &mut Vec<(String, String)>) {
+    let is_map = ["/traffic", "/outcomes", "/statuses", "/connections"].iter().any(|map| at.ends_with(map));
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                if !is_map {
+                    found.push((at.to_owned(), key.clone()));
+                }
+                objects(value, &format!("{at}/{key}"), found);
+            }
+        }
+        // One row stands for all.
+        Value::Array(rows) => {
+            if let Some(row) = rows.first() {
+                objects(row, &format!("{at}/0"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn a_folder_holds_a_run_and_keeps_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path().join("out");
+    let scenario = scenario();
+    let totals = totals(&scenario);
+    let written = report(&scenario, &totals, Ended::AsPlanned);
+    bundle::prepare(&folder).expect("room");
+    bundle::write(&folder, &written, &scenario, &totals).expect("written");
+
+    let read = bundle::read(&folder).expect("read");
+    assert_eq!(read, written);
+    for look in [Look::default(), Look { colour: true, percentiles: true }] {
+        assert_eq!(terminal::text(&read, look), terminal::text(&written, look));
+    }
+    let mut histograms: Vec<String> = fs::read_dir(folder.join("hgrm"))
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
+        .collect();
+    histograms.sort();
+    assert_eq!(histograms, ["calm---first.clicks.hgrm", "peak.bots.hgrm", "peak.clicks.hgrm", "warm-up.clicks.hgrm"]);
+    let timeline = fs::read_to_string(folder.join("timeline.csv")).expect("a table");
+    assert_eq!(timeline.lines().count(), 1 + written.intervals.len());
+    assert!(timeline.starts_with("from_s,seconds,scheduled,sent,ok,"), "{timeline}");
+
+    let refused = bundle::prepare(&folder).expect_err("it holds a run").to_string();
+    assert!(refused.starts_with("--out ") && refused.contains("holds a run already"), "{refused}");
+    let file = folder.join(bundle::RUN_JSON);
+    let other = fs::read_to_string(&file).expect("text").replace("loadgen/1", "loadgen/9");
+    fs::write(&file, other).expect("written");
+    let refused = bundle::read(&folder).expect_err("another version").to_string();
+    assert!(refused.contains("its schema is \"loadgen/9\""), "{refused}");
+}
+
+#[test]
+fn an_exit_code_says_the_worst_first() {
+    let check = |ended: Ended, worst: Passed, slo: bool, expected: (Verdict, u8)| {
+        let checks: Vec<Check> = [Passed::Pass, worst]
+            .map(|verdict| Check {
+                id: "V1".into(),
+                what: String::new(),
+                value: String::new(),
+                limit: String::new(),
+                verdict,
+                advice: None,
+            })
+            .into();
+        let slo = Judged { scope: String::new(), text: String::new(), value: String::new(), pass: slo, why: None };
+        assert_eq!(verdict(&ended, &checks, &[slo]), expected, "{ended:?} {worst:?}");
+    };
+    let failed = || Ended::Failed("no space left".into());
+    check(Ended::AsPlanned, Passed::Pass, true, (Verdict::Valid, 0));
+    check(Ended::AsPlanned, Passed::Warn, true, (Verdict::Valid, 0));
+    check(Ended::AsPlanned, Passed::Warn, false, (Verdict::Valid, 99));
+    check(Ended::AsPlanned, Passed::Invalid, false, (Verdict::Invalid, 3));
+    check(Ended::AsPlanned, Passed::Fail, false, (Verdict::Failed, 1));
+    check(failed(), Passed::Pass, true, (Verdict::Failed, 1));
+    check(failed(), Passed::Invalid, false, (Verdict::Failed, 1));
+    check(Ended::Interrupted { signal: 2 }, Passed::Fail, false, (Verdict::Interrupted, 130));
+    check(Ended::Interrupted { signal: 15 }, Passed::Pass, true, (Verdict::Interrupted, 143));
+}
+
+#[test]
+fn the_first_line_says_what_to_do() {
+    let scenario = scenario();
+    let totals = totals(&scenario);
+    let check = |ended: Ended, worst: Option<Passed>, slos: usize, expected: &str| {
+        let mut report = report(&scenario, &totals, ended);
+        if let Some(worst) = worst {
+            report.checks[1].verdict = worst;
+        }
+        report.slo.truncate(slos);
+        (report.verdict, report.exit_code) = match report.verdict {
+            Verdict::Valid => verdict(&Ended::AsPlanned, &report.checks, &report.slo),
+            other => (other, report.exit_code),
+        };
+        assert_eq!(terminal::text(&report, Look::default()).lines().next(), Some(expected));
+    };
+    check(Ended::AsPlanned, None, 0, "VALID");
+    check(Ended::AsPlanned, None, 1, "VALID: 1 of 1 SLOs hold");
+    check(Ended::AsPlanned, None, 2, "VALID, but 1 of 2 SLOs failed: peak: clicks: p(99) < 5s was ≥2.00 s");
+    check(Ended::AsPlanned, Some(Passed::Invalid), 2, "INVALID: V2 lateness: 60 µs, limit 50 µs: ask for less");
+    check(Ended::AsPlanned, Some(Passed::Fail), 2, "FAILED: V2 lateness: 60 µs, limit 50 µs: ask for less");
+    check(Ended::Failed("ledger: no space left".into()), None, 2, "FAILED: ledger: no space left");
+    let interrupted = "INTERRUPTED by signal 2 after 8.00 s: the numbers are partial, no SLO was judged";
+    check(Ended::Interrupted { signal: 2 }, None, 2, interrupted);
+}
+
+#[test]
+fn colours_change_no_word() {
+    let scenario = scenario();
+    let report = report(&scenario, &totals(&scenario), Ended::AsPlanned);
+    let coloured = terminal::text(&report, Look { colour: true, percentiles: false });
+    assert_ne!(coloured, GOLDEN);
+    let mut plain = coloured;
+    for code in ["\x1b[1;31m", "\x1b[1;32m", "\x1b[1;33m", "\x1b[0m"] {
+        plain = plain.replace(code, "");
+    }
+    assert_eq!(plain, GOLDEN);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever names, values and a server's words are, no line is too long and none moves the cursor.
+    #[test]
+    fn no_line_is_wider_than_a_hundred_columns(
+        words in prop::collection::vec("[ a-zäß\\x1b\\r\\n]{0,150}", 12),
+        numbers in prop::collection::vec(0..100_000_000_000_u64, 12),
+    ) {
+        let mut report = BASE.clone();
+        let mut words = words.into_iter().cycle();
+        let mut word = || words.next().expect("it cycles");
+        let mut numbers = numbers.into_iter().cycle();
+        let mut number = || numbers.next().expect("it cycles");
+        report.scenario.name = word();
+        report.notes = vec![word()];
+        report.skipped[0].reason = word();
+        report.events[0].name = word();
+        report.events[0].error = Some(word());
+        for slo in &mut report.slo {
+            (slo.scope, slo.text, slo.value, slo.why) = (word(), word(), word(), Some(word()));
+        }
+        for check in &mut report.checks {
+            (check.what, check.value, check.limit, check.advice) = (word(), word(), word(), Some(word()));
+        }
+        for phase in &mut report.phases {
+            phase.name = word();
+        }
+        for mut measured in std::mem::take(&mut report.whole.traffic).into_values() {
+            (measured.scheduled, measured.sent) = (number(), number());
+            measured.planned = measured.planned.map(|_| number());
+            measured.outcomes.values_mut().chain(measured.statuses.values_mut()).for_each(|many| *many = number());
+            let kinds = [&mut measured.response, &mut measured.service];
+            for times in kinds.into_iter().flatten() {
+                for bound in [&mut times.p50, &mut times.p90, &mut times.p99, &mut times.max] {
+                    *bound = Bound { ns: number() % (3_600 * SECOND), at_least: true };
+                }
+            }
+            report.whole.traffic.insert(word(), measured);
+        }
+        let text = terminal::text(&report, Look { colour: false, percentiles: true });
+        for line in text.lines() {
+            prop_assert!(line.chars().count() <= COLUMNS, "{}: {line}", line.chars().count());
+            prop_assert!(!line.contains(char::is_control), "{line:?}");
+        }
+    }
+}
+
+static BASE: LazyLock<Report> = LazyLock::new(|| {
+    let scenario = scenario();
+    report(&scenario, &totals(&scenario), Ended::AsPlanned)
+});
+
+#[test]
+fn a_second_is_a_line() {
+    let check = |interval: Interval, phase: &str, expected: &str| {
+        let text = terminal::live(&interval, phase);
+        assert_eq!(text, expected, "\n{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
+    };
+    let busy = Interval {
+        from_s: 11,
+        seconds: 1,
+        scheduled: 9200,
+        sent: 9198,
+        ok: 9198,
+        in_flight: 12,
+        p50_ns: 210_000,
+        p99_ns: 1_200_000,
+        gen_lag_p99_ns: 38_000,
+        ..Interval::default()
+    };
+    check(busy.clone(), "peak", LINE);
+    let silent = Interval { from_s: 40, seconds: 2, scheduled: 4, errors: 2, ..Interval::default() };
+    check(silent, "a phase with a long name", SILENT);
+}
+
+const LINE: &str = "   12 s  peak                 9,200      9,198    210 µs   1.20 ms        0         12   38.0 µs";
+
+const SILENT: &str = "   time  phase            planned/s     sent/s       p50       p99   errors  in flight   lag p99
+   42 s  a phase with a…          2          0         –         –        2          0      0 ns";
+
+const GOLDEN: &str = "\
+VALID, but 3 of 7 SLOs failed: peak: clicks: p(99) < 5s was ≥2.00 s
+sample: http://127.0.0.1:8080 (127.0.0.1:8080, this machine), 6s, 1 worker, seed 7
+note: peak scaled to 1,000/s by calibrate
+left out stats: GET /stats/x was answered 404
+bots: closed loop: latency here is not what users would see
+
+                     planned       sent         ok       p50       p90       p99     p99.9       max
+warm-up, 1s, in no verdict
+  clicks               1,000      1,000      1,000   1.01 ms   1.01 ms   1.01 ms   n<10000   1.01 ms
+calm / first, 2s
+  clicks               2,000      2,000      2,000   1.01 ms   1.01 ms   1.01 ms   n<10000   1.01 ms
+peak, 3s
+  bots                closed      3,000      1,500    500 µs    500 µs    500 µs   n<10000    500 µs
+    errors: wrong_status 1,500
+    statuses: 1,500 of 404, 1,500 of 500
+  clicks               3,000      3,000      2,900   1.01 ms    778 ms   ≥2.00 s   n<10000   ≥2.00 s
+    errors: timeout 100
+
+                     planned       sent         ok       p50       p90       p99     p99.9       max
+the whole run without the warm-up
+  bots                closed      3,000      1,500    500 µs    500 µs    500 µs   n<10000    500 µs
+                                                             95 % from    500 µs
+                                                                    to    500 µs
+    errors: wrong_status 1,500
+    statuses: 1,500 of 404, 1,500 of 500
+  clicks               5,000      5,000      4,900   1.01 ms    556 ms   ≥2.00 s   n<10000   ≥2.00 s
+                                                             95 % from   ≥2.00 s
+                                                                    to   ≥2.00 s
+    errors: timeout 100
+    connections: asked 2, opened 1, failed 1, closed by the server 0
+    service p99 1.00 ms (what a closed-loop tool would show)
+
+response counts from the instant at which a request was due, service from that at which it was sent:
+  the difference is time that users waited and a closed-loop tool does not see
+≥: some requests had no answer when they were given up; they took at least that long
+n<1000: so many samples would be needed for ten of them to lie beyond that percentile
+
+events
+  store stalls: began at 4.00 s, ended at 5.00 s
+
+SLOs
+  peak: clicks
+    p(50) < 5ms                                                1.01 ms  holds
+    p(99) < 5s                                                 ≥2.00 s  FAILS
+      only a lower bound is known: some requests had no answer when they were given up
+    errors < 0.1%                                              3.3333%  FAILS
+    wrong_location == 0                                              0  holds
+    max > 1ms                                                  ≥2.00 s  holds
+  store stalls: clicks
+    p(50) < 5ms                                                 556 ms  FAILS
+    recovery < 2s                                              at once  holds
+
+self-checks V1–V3: 2 passed, 1 warned
+  warn V2 lateness: 60 µs, limit 50 µs: ask for less
+";

@@ -103,6 +103,11 @@ fn warn_if(warn: bool) -> Verdict {
     if warn { Verdict::Warn } else { Verdict::Pass }
 }
 
+/// Two digits after the point are more than anybody acts on.
+fn rounded(share: f64) -> String {
+    percent((share * 10_000.0).round() / 10_000.0)
+}
+
 /// (index, phase) of those that are reported.
 fn reported(scenario: &Scenario) -> impl Iterator<Item = (usize, &Phase)> {
     scenario.phases.iter().enumerate().filter(|(_, phase)| !phase.warmup)
@@ -232,7 +237,7 @@ fn busy(totals: &Totals) -> Check {
     let busiest =
         totals.workers().iter().enumerate().max_by(|(_, one), (_, other)| one.busiest.total_cmp(&other.busiest));
     let (value, share) = busiest.map_or((String::new(), 0.0), |(number, worker)| {
-        let value = format!("{} in second {} of worker {number}", percent(worker.busiest), worker.busiest_second);
+        let value = format!("{} in second {} of worker {number}", rounded(worker.busiest), worker.busiest_second);
         (value, worker.busiest)
     });
     let verdict = if share >= BUSY_INVALID { Verdict::Invalid } else { warn_if(share >= BUSY_WARN) };
@@ -255,7 +260,7 @@ fn gaps(totals: &Totals) -> Check {
     check(
         "V5",
         "workers' loops came round without gaps of more than 10 ms",
-        format!("{} gaps, {} of a worker's time", count(gaps), percent(share)),
+        format!("{} gaps, {} of a worker's time", count(gaps), rounded(share)),
         "no gap; invalid over 0.1% of the time",
         if share > GAP_SHARE { Verdict::Invalid } else { warn_if(gaps > 0) },
         "something else had the core: stop other programs, or keep them and the server off it with `taskset`",
@@ -268,7 +273,7 @@ fn steal(machine: &Machine) -> Check {
     check(
         "V6",
         "the hypervisor left this machine its CPU time",
-        format!("{} stolen; {} involuntary switches", percent(share), count(machine.involuntary_switches)),
+        format!("{} stolen; {} involuntary switches", rounded(share), count(machine.involuntary_switches)),
         "1% stolen; invalid over 5%",
         if share > STEAL_INVALID { Verdict::Invalid } else { warn_if(share > STEAL_WARN) },
         "other guests of the host are busy: measure again later, or on a machine with cores of its own",
@@ -382,7 +387,7 @@ fn competition(machine: &Machine, same_host: bool) -> Check {
     check(
         "V14",
         "generator and server do not compete for cores",
-        format!("{} of all CPU time used, {place}", percent(machine.cpu_share)),
+        format!("{} of all CPU time used, {place}", rounded(machine.cpu_share)),
         "90% when both are on one machine",
         warn_if(same_host && machine.cpu_share > CPU_WARN),
         "ask for fewer requests a second, give each its own cores (`taskset`), or put the server on another machine",

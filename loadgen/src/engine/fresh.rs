@@ -1,15 +1,16 @@
 //! Codes that the server has just made, waiting to be read back.
 //!
-//! In: what a creating class was answered. Out: the oldest that nobody has read rightly yet, once its delay is over; where
-//! there is none, one that was read before, in turn. At its limit: a full ring forgets the oldest.
+//! In: what a creating class was answered. Out: the newest whose delay is over and that nobody has read rightly yet, so
+//! that the time from create to right answer is the server's and not the wait for a reader; where there is none, one
+//! that was read before, in turn. At its limit: a full ring forgets the oldest.
 
 use std::collections::VecDeque;
 
 /// Longest code that is read back; generated ones have 7 characters.
 pub(super) const CODE_MAX: usize = 32;
 
-/// Codes of one class that one worker keeps.
-const KEPT_MAX: usize = 16_384;
+/// Codes of one class that one worker keeps of each kind.
+const KEPT_MAX: usize = 4_096;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fresh {
@@ -57,14 +58,13 @@ impl Ring {
 
     /// The code to ask for now.
     pub(super) fn take(&mut self, now_ns: u64) -> Option<Fresh> {
-        match self.unseen.front() {
-            Some((due_ns, _)) if *due_ns <= now_ns => self.unseen.pop_front().map(|(_, fresh)| fresh),
-            _ => {
-                let fresh = self.seen.pop_front()?;
-                self.seen.push_back(fresh);
-                Some(fresh)
-            }
+        let due = self.unseen.partition_point(|(due_ns, _)| *due_ns <= now_ns);
+        if let Some((_, fresh)) = due.checked_sub(1).and_then(|newest| self.unseen.remove(newest)) {
+            return Some(fresh);
         }
+        let fresh = self.seen.pop_front()?;
+        self.seen.push_back(fresh);
+        Some(fresh)
     }
 
     /// What became of a code that was taken: read rightly, or to be asked for again at `retry_ns`.
@@ -100,8 +100,10 @@ mod tests {
         let first = ring.take(150).unwrap();
         assert_eq!((first.code(), first.unseen), (&b"code1"[..], true));
         ring.answered(first, false, 200);
+        ring.created(fresh(3), 200);
         assert_eq!(ring.take(170).unwrap().ordinal, 2);
         assert!(ring.take(170).is_none(), "the first one waits for its next try, the second is under way");
+        assert_eq!(ring.take(200).unwrap().ordinal, 3, "the newest first");
         let again = ring.take(200).unwrap();
         ring.answered(again, true, 0);
         for _ in 0..2 {
@@ -118,6 +120,9 @@ mod tests {
         for ordinal in 0..KEPT_MAX as u64 + 2 {
             ring.created(fresh(ordinal), 0);
         }
-        assert_eq!(ring.take(0).unwrap().ordinal, 2);
+        let mut left: Vec<u64> =
+            std::iter::from_fn(|| ring.take(0)).take(KEPT_MAX).map(|fresh| fresh.ordinal).collect();
+        left.sort_unstable();
+        assert_eq!(left, (2..KEPT_MAX as u64 + 2).collect::<Vec<_>>());
     }
 }

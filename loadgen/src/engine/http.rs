@@ -251,7 +251,7 @@ impl Chunked {
             (Self::Line { size: 0, at: Line::Lf, .. }, b'\n') => Self::Trailers { at: Trailer::Start, bytes: 0 },
             (Self::Line { size, at: Line::Lf, .. }, b'\n') => Self::Data(size),
             (Self::Line { at: Line::Lf, .. }, _) => return Err(Malformed("a chunk's line has a CR without LF")),
-            (Self::Data(_), _) => return Err(Malformed("a chunk's data are not read byte by byte")),
+            (Self::Data(_), _) => unreachable!("data are taken as a piece, not byte by byte"),
             (Self::DataCr, b'\r') => Self::DataLf,
             (Self::DataLf, b'\n') => Self::start(),
             (Self::DataCr | Self::DataLf, _) => return Err(Malformed("a chunk is longer than its size")),

@@ -200,7 +200,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Waits for events until `next_ns`; says until when it would have slept at most.
+    /// Waits for events until `next_ns`; says until when it meant to sleep at most.
     fn wait(&self, events: &mut Vec<epoll::Event>, next_ns: u64, now_ns: u64) -> io::Result<u64> {
         loop {
             let left_ns = if self.spin { 0 } else { next_ns.saturating_sub(now_ns) };
@@ -208,7 +208,7 @@ impl<'a> Worker<'a> {
                 Timespec { tv_sec: (left_ns / 1_000_000_000) as i64, tv_nsec: (left_ns % 1_000_000_000) as i64 };
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), Some(&timeout)) {
                 Ok(0) if self.spin && clock::now_ns() < next_ns => std::hint::spin_loop(),
-                Ok(_) | Err(rustix::io::Errno::INTR) => return Ok(next_ns),
+                Ok(_) | Err(rustix::io::Errno::INTR) => return Ok(next_ns.max(now_ns)),
                 Err(error) => return Err(error.into()),
             }
         }

@@ -115,7 +115,7 @@ pub fn cases(short: bool) -> Vec<Case> {
         Case {
             name: "accept stall",
             why: "the time until a connection is accepted is part of its request's",
-            script: Script { accept_stall: window(4, 1), ..quick.clone() },
+            script: Script { accept_stall: window(4, 2), ..quick.clone() },
             scenario: steady(RATE / 4, PER_REQUEST),
             loss: Loss::None,
             fluid: None,

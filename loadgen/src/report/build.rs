@@ -85,27 +85,24 @@ fn phases(run: &Run<'_>) -> Vec<Phase> {
 
 fn whole(run: &Run<'_>) -> Whole {
     let is_judged = |phase: usize| !run.scenario.phases[phase].warmup;
-    let all = Scope::default();
-    let classes = || {
-        (0..run.scenario.traffic.len()).filter(|traffic| {
-            let is_used = |phase: &crate::scenario::Phase| {
-                phase.also.contains(traffic) || phase.mix.iter().any(|(mixed, _)| mixed == traffic)
-            };
-            run.scenario.phases.iter().any(is_used)
-        })
+    let classes: Vec<usize> = (0..run.scenario.traffic.len()).filter(|traffic| is_used(run, *traffic)).collect();
+    let of = |traffic: &[usize]| {
+        let scope = Scope { traffic: traffic.to_vec(), ..Scope::default() };
+        let planned = traffic.iter().map(|traffic| planned(run, *traffic, is_judged)).sum();
+        measured(&run.totals.sum(&scope), planned)
     };
-    let of_class = |traffic: usize| {
-        let scope = Scope { traffic: vec![traffic], ..Scope::default() };
-        (name(run, traffic), measured(&run.totals.sum(&scope), planned(run, traffic, is_judged)))
-    };
+    let (closed, open): (Vec<usize>, Vec<usize>) =
+        classes.iter().partition(|traffic| run.scenario.traffic[**traffic].closed.is_some());
     Whole {
-        all: measured(
-            &run.totals.sum(&all),
-            classes().filter_map(|traffic| planned(run, traffic, is_judged)).reduce(|sum, more| sum + more),
-        ),
-        traffic: classes().map(of_class).collect(),
-        connections: classes().map(|traffic| (name(run, traffic), connections(run, traffic))).collect(),
+        all: of(if open.is_empty() { &closed } else { &open }),
+        traffic: classes.iter().map(|traffic| (name(run, *traffic), of(&[*traffic]))).collect(),
+        connections: classes.iter().map(|traffic| (name(run, *traffic), connections(run, *traffic))).collect(),
     }
+}
+
+fn is_used(run: &Run<'_>, traffic: usize) -> bool {
+    let mut phases = run.scenario.phases.iter();
+    phases.any(|phase| phase.also.contains(&traffic) || phase.mix.iter().any(|(mixed, _)| *mixed == traffic))
 }
 
 fn name(run: &Run<'_>, traffic: usize) -> String {

@@ -129,7 +129,7 @@ pub struct Target {
     pub same_host: bool,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
     pub cpu: String,
@@ -138,9 +138,14 @@ pub struct Machine {
     pub clocksource: Option<String>,
     pub kernel: String,
     pub debug_build: bool,
+    /// Of all CPU time, 0 to 1, what the hypervisor gave to others.
+    pub steal_share: f64,
+    /// Of all CPU time, 0 to 1, what was not idle.
+    pub cpu_share: f64,
+    pub involuntary_switches: u64,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
     pub workers: u64,
@@ -165,7 +170,7 @@ pub struct Phase {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Whole {
-    /// All classes.
+    /// All classes of the plan; closed loops, whose rate is not theirs to choose, only where there is nothing else.
     pub all: Measured,
     pub traffic: BTreeMap<String, Measured>,
     /// By class, warm-up included: connections outlive phases.
@@ -247,7 +252,7 @@ pub struct Between {
     pub high: Bound,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Connections {
     pub asked: u64,
@@ -347,6 +352,9 @@ impl From<&machine::Machine> for Machine {
             clocksource: machine.clocksource.clone(),
             kernel: machine.kernel.clone(),
             debug_build: machine.debug_build,
+            steal_share: machine.steal_share,
+            cpu_share: machine.cpu_share,
+            involuntary_switches: machine.involuntary_switches,
         }
     }
 }

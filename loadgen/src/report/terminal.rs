@@ -85,7 +85,7 @@ fn headline(out: &mut String, report: &Report, look: Look) {
     let (word, colour, rest) = match report.verdict {
         Verdict::Valid => match failed.first() {
             None if report.slo.is_empty() => ("VALID", GREEN, String::new()),
-            None => ("VALID", GREEN, format!(": all {} SLOs hold", report.slo.len())),
+            None => ("VALID", GREEN, format!(": {0} of {0} SLOs hold", report.slo.len())),
             Some(slo) => {
                 let which = format!("{}: {} was {}", slo.scope, slo.text, slo.value);
                 ("VALID", RED, format!(", but {} of {} SLOs failed: {which}", failed.len(), report.slo.len()))

@@ -17,15 +17,12 @@ use std::path::Path;
 use super::change::{self, Changes};
 use super::table::{Problems, Table, Value};
 use super::{Run, Scenario, Target};
-use crate::links::{Catalogue, Set, Source};
+use crate::links::{Catalogue, DERIVED_MAX, Set, Source};
 use crate::slo::{Expression, Metric, Scope, Slo};
 use crate::units;
 
 /// Phases, classes, events, SLOs: more of one is a mistake of whatever wrote the file.
 const PARTS_MAX: usize = 64;
-
-/// Links of one set.
-const LINKS_MAX: u64 = 1_000_000_000;
 
 /// A phase, and the warm-up: 64 of them still fit into 64 bits of nanoseconds.
 const PHASE_MAX_NS: u64 = 7 * 24 * 3_600_000_000_000;
@@ -211,7 +208,11 @@ fn read_links(root: &Table<'_>, folder: &Path, problems: &mut Problems<'_>) -> C
         // A set whose links are wrong is still known by its name.
         sets.push(Set { name: name.to_owned(), source: source.unwrap_or(Source::Derived { count: 1 }) });
     }
-    Catalogue { sets }
+    let catalogue = Catalogue { sets };
+    if let Err(what) = catalogue.check() {
+        problems.add(links.offset, &links.path, what);
+    }
+    catalogue
 }
 
 fn read_source(table: &Table<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<Source> {
@@ -220,7 +221,7 @@ fn read_source(table: &Table<'_>, folder: &Path, problems: &mut Problems<'_>) ->
     let given: Vec<&str> = KINDS.into_iter().filter(|kind| table.get(kind).is_some()).collect();
     match given[..] {
         ["count"] => {
-            table.read("count", problems, |value| value.count(1..=LINKS_MAX)).map(|count| Source::Derived { count })
+            table.read("count", problems, |value| value.count(1..=DERIVED_MAX)).map(|count| Source::Derived { count })
         }
         ["codes"] => table.read("codes", problems, codes).map(Source::Codes),
         ["targets"] => table.read("targets", problems, targets).map(Source::Listed),

@@ -167,7 +167,10 @@ fn recovery(slo: &Slo, scenario: &Scenario, totals: &Totals, event_ends_ns: &[Op
     let end_ns = end_ns.ok_or_else(|| format!("{:?} did not end within the run", scenario.events[event].name))?;
     let limits: Vec<&Expression> = slo.must.iter().filter(|expression| limits_seconds(expression)).collect();
     match totals.recovery(&slo.scope.traffic, end_ns, &|second| is_good(second, &limits)) {
-        Some(ns) => Ok(Found { value: ns as f64, at_least: false, text: units::duration(ns), remark: None }),
+        Some(ns) => {
+            let text = if ns == 0 { "at once".to_owned() } else { units::duration(ns) };
+            Ok(Found { value: ns as f64, at_least: false, text, remark: None })
+        }
         None => Err("no second after the event's end was good again".to_owned()),
     }
 }
@@ -214,4 +217,147 @@ fn name(scope: &Scope, scenario: &Scenario) -> String {
     let place = if places.is_empty() { "the whole run".to_owned() } else { places.join(", ") };
     let classes: Vec<&str> = scope.traffic.iter().map(|traffic| scenario.traffic[*traffic].name.as_str()).collect();
     if classes.is_empty() { place } else { format!("{place}: {}", classes.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use hdrhistogram::Histogram;
+
+    use super::{Found, SecondOfTraffic, find, is_good, judge};
+    use crate::measure::Outcome;
+    use crate::measure::percentile::Quantile;
+    use crate::measure::totals::{Distribution, Sum};
+    use crate::slo::Expression;
+
+    const MS: u64 = 1_000_000;
+
+    fn distribution(known: &[u64], censored: &[u64]) -> Distribution {
+        let histogram = |values: &[u64]| {
+            let mut histogram = Histogram::new_with_bounds(1_000, 3_600_000_000_000, 3).unwrap();
+            histogram.auto(true);
+            values.iter().for_each(|value| histogram.record(*value).unwrap());
+            histogram
+        };
+        let (min_ns, max_ns) = (known.iter().copied().min(), known.iter().copied().max());
+        Distribution {
+            known: histogram(known),
+            censored: histogram(censored),
+            min_ns: min_ns.unwrap_or(0),
+            max_ns: max_ns.unwrap_or(0),
+        }
+    }
+
+    /// Right answers after these times, and requests that ended otherwise.
+    fn sum(known: &[u64], censored: &[u64], others: &[(Outcome, u64)]) -> Sum {
+        let mut outcomes = [0; Outcome::COUNT];
+        outcomes[Outcome::Ok as usize] = known.len() as u64;
+        outcomes[Outcome::Timeout as usize] = censored.len() as u64;
+        others.iter().for_each(|(outcome, many)| outcomes[*outcome as usize] += many);
+        Sum {
+            scheduled: outcomes.iter().sum(),
+            outcomes,
+            statuses: Vec::new(),
+            bytes: 0,
+            response: distribution(known, censored),
+            service: distribution(&[], &[]),
+            ttfb: distribution(&[], &[]),
+            conn_wait: distribution(&[], &[]),
+            failed: distribution(&[], &[]),
+            visible: distribution(&[], &[]),
+        }
+    }
+
+    #[test]
+    fn what_was_not_measured_never_holds() {
+        let check = |text: &str, sum: &Sum, expected: (bool, &str, Option<&str>)| {
+            let expression = Expression::parse(text).unwrap();
+            let found = find(expression.metric, sum, 10_000 * MS);
+            let judged = judge("scope".into(), &expression, found);
+            assert_eq!((judged.pass, judged.value.as_str()), (expected.0, expected.1), "{text}: {judged:?}");
+            assert_eq!(judged.why.is_some(), expected.2.is_some(), "{text}: {judged:?}");
+            assert!(judged.why.unwrap_or_default().contains(expected.2.unwrap_or_default()), "{text}");
+        };
+        let nothing = sum(&[], &[], &[]);
+        for text in ["p(99) < 5ms", "max > 1ms", "errors < 1%", "timeout == 0", "timeout <= 1%", "rate < 5"] {
+            check(text, &nothing, (false, "–", Some("nothing was due")));
+        }
+        let refused = sum(&[], &[], &[(Outcome::Refused, 5)]);
+        check("p(99) < 5ms", &refused, (false, "–", Some("no right answer")));
+        check("mean > 0ms", &refused, (false, "–", Some("no right answer")));
+        check("errors < 50%", &refused, (false, "100%", None));
+        check("refused == 5", &refused, (true, "5", None));
+
+        let thousand = sum(&vec![MS; 1000], &[], &[]);
+        check("p(99) < 5ms", &thousand, (true, "1.00 ms", None));
+        check("p(99) < 1ms", &thousand, (false, "1.00 ms", None));
+        check("p(99) <= 1ms", &thousand, (true, "1.00 ms", None));
+        check("p(99.9) < 5ms", &thousand, (true, "1.00 ms", Some("fewer than ten")));
+        check("rate >= 100", &thousand, (true, "100/s", None));
+        check("rate > 100", &thousand, (false, "100/s", None));
+
+        // Three in a hundred had no answer after two seconds: beyond the 97th percentile only a bound is known.
+        let hung = sum(&vec![MS; 9700], &[2000 * MS; 300], &[]);
+        check("p(90) < 5ms", &hung, (true, "1.00 ms", None));
+        check("p(99) < 1s", &hung, (false, "≥2.00 s", None));
+        check("p(99) < 60s", &hung, (false, "≥2.00 s", Some("lower bound")));
+        check("p(99) > 1s", &hung, (true, "≥2.00 s", None));
+        check("p(99) > 60s", &hung, (false, "≥2.00 s", Some("lower bound")));
+        check("max < 60s", &hung, (false, "≥2.00 s", Some("lower bound")));
+        check("mean < 60s", &hung, (false, "≥61.0 ms", Some("lower bound")));
+        check("errors < 3.1%", &hung, (true, "3%", None));
+        check("timeout < 3%", &hung, (false, "3%", None));
+
+        // The generator's own faults are no errors of the server.
+        let ours = sum(&[MS; 90], &[], &[(Outcome::NoFd, 8), (Outcome::NoPort, 1), (Outcome::WrongLocation, 1)]);
+        check("errors <= 1%", &ours, (true, "1%", None));
+        check("wrong_location == 0", &ours, (false, "1", None));
+        check("no_fd == 0", &ours, (false, "8", None));
+    }
+
+    #[test]
+    fn an_unknown_value_is_told_as_such() {
+        let expression = Expression::parse("recovery < 2s").unwrap();
+        let found = |ns: f64| Found { value: ns, at_least: false, text: String::new(), remark: None };
+        assert!(judge(String::new(), &expression, Ok(found(1.9e9))).pass);
+        assert!(!judge(String::new(), &expression, Ok(found(2.0e9))).pass);
+        let never = judge(String::new(), &expression, Err("never".into()));
+        assert_eq!((never.pass, never.why.as_deref()), (false, Some("never")));
+    }
+
+    #[test]
+    fn a_second_is_good_when_all_its_limits_hold() {
+        let check = |second: SecondOfTraffic, limits: &[&str], expected: bool| {
+            let limits: Vec<Expression> = limits.iter().map(|text| Expression::parse(text).unwrap()).collect();
+            let limits: Vec<&Expression> = limits.iter().collect();
+            assert_eq!(is_good(&second, &limits), expected, "{second:?} {limits:?}");
+        };
+        let at = |ms: u64| Some(Quantile { value_ns: ms * MS, at_least: false });
+        let second = SecondOfTraffic {
+            scheduled: 1000,
+            ok: 998,
+            errors: 2,
+            ours: 0,
+            p50: at(1),
+            p99: at(4),
+            p99_9: at(20),
+            max_ns: 30 * MS,
+        };
+        check(second, &[], false);
+        check(SecondOfTraffic { errors: 0, ..second }, &[], true);
+        check(second, &["errors < 1%"], true);
+        check(second, &["errors < 0.1%"], false);
+        check(second, &["p(99) < 5ms", "errors < 1%"], true);
+        check(second, &["p(99) < 4ms"], false);
+        check(second, &["p(50) < 2ms"], true);
+        // The next higher percentile that a second has.
+        check(second, &["p(90) < 2ms"], false);
+        check(second, &["p(99.9) < 25ms", "max < 31ms"], true);
+        check(second, &["p(99.99) < 25ms"], false);
+        check(second, &["max < 30ms"], false);
+        let bound = SecondOfTraffic { p99: Some(Quantile { value_ns: MS, at_least: true }), ..second };
+        check(bound, &["p(99) < 5ms"], false);
+        let silent = SecondOfTraffic { p50: None, p99: None, p99_9: None, ..second };
+        check(silent, &["p(99) < 5ms"], false);
+        check(silent, &["max < 60s"], false);
+    }
 }

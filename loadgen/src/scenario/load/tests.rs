@@ -11,7 +11,7 @@ use super::super::{
 };
 use super::traffic::RANDOM_CODE_MAX;
 use super::{from_toml, target};
-use crate::links::Source;
+use crate::links::{DERIVED_MAX, Source};
 use crate::plan::pick::RANDOM_MAX;
 
 const SECOND: u64 = 1_000_000_000;
@@ -462,6 +462,14 @@ fn who_stops_postgres_must_say_which() {
     let rehearsal = Changes { rehearsal: true, ..Changes::default() };
     let scenario = from_toml("store-outage", text, Path::new("."), &rehearsal).unwrap();
     assert!(matches!(&scenario.events[0].begin, Action::Signal { pid: PidFrom::File(_), .. }));
+}
+
+#[test]
+fn the_reference_names_the_limits() {
+    let reference = include_str!("../../../SCENARIOS.md");
+    for limit in [crate::units::count(DERIVED_MAX), format!("up to {RANDOM_CODE_MAX} random")] {
+        assert!(reference.contains(&limit), "{limit}");
+    }
 }
 
 #[test]
