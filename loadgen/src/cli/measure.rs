@@ -140,10 +140,10 @@ fn judge(
         scenario,
         planned,
         totals: &performed.totals,
-        checks: checks.into_iter().map(report::Check::from).collect(),
+        checks,
         slos: eval::evaluate(&scenario.slos, scenario, &performed.totals, &ends_ns),
-        events: performed.events.iter().cloned().map(report::Event::from).collect(),
-        machine: report::Machine::from(&performed.machine),
+        events: performed.events.clone(),
+        machine: performed.machine.clone(),
         address: run.address,
         same_host: run.same_host,
         options: report::Options {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 use super::batch::{BINS, Batch, Cell, Lag, Samples};
 use super::recorder::Recorder;
@@ -193,7 +194,8 @@ pub struct Own {
 }
 
 /// One second of the whole run; after 3,600 of them two become one.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Interval {
     pub from_s: u32,
     pub seconds: u32,
