@@ -74,10 +74,7 @@ impl Run {
 }
 
 fn at_rest() -> Machine {
-    let mut machine = Machine::default();
-    machine.clocksource = Some("tsc".into());
-    machine.governor = Some("performance".into());
-    machine
+    Machine { clocksource: Some("tsc".into()), governor: Some("performance".into()), ..Machine::default() }
 }
 
 /// The changed run's checks: all pass but those.
