@@ -12,8 +12,9 @@ use super::{
     Between, Bound, Ci95, Connections, Ended, Measured, Phase, Report, Run, SCHEMA, ScenarioText, Target, Times, Tool,
     Whole, verdict,
 };
+use crate::measure::percentile::Distribution;
 use crate::measure::percentile::Quantile;
-use crate::measure::totals::{Distribution, Sum};
+use crate::measure::totals::Sum;
 use crate::measure::{Connected, Outcome};
 use crate::slo::{Scope, eval};
 

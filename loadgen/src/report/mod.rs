@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::checks::machine::Machine;
 use crate::checks::{Check, Mark};
 use crate::events::Happened;
-use crate::measure::totals::{Interval, Totals};
+use crate::measure::seconds::Interval;
+use crate::measure::totals::Totals;
 use crate::scenario::Scenario;
 use crate::slo::eval::Judged;
 

@@ -11,7 +11,7 @@ use crate::checks::{Check, Mark};
 use crate::events::Happened;
 use crate::measure::Outcome;
 use crate::measure::percentile::enough;
-use crate::measure::totals::Interval;
+use crate::measure::seconds::Interval;
 use crate::slo::eval::Judged;
 use crate::units;
 
