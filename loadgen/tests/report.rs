@@ -149,6 +149,7 @@ fn totals(scenario: &Scenario) -> Totals {
             recorder.finished(sample);
         } else {
             recorder.arrived(sample.segment, sample.traffic, sample.intended_ns, sample.picked_ns);
+            recorder.left(sample.segment, sample.traffic, sample.intended_ns, sample.picked_ns);
             recorder.sent();
         }
     }

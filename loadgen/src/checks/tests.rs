@@ -58,6 +58,7 @@ impl Run {
                 sample.picked_ns += 10 * US;
                 (self.change)(number, &mut sample);
                 recorder.arrived(1, traffic, intended_ns, sample.picked_ns);
+                recorder.left(1, traffic, intended_ns, sample.picked_ns);
                 recorder.finished(&sample);
             }
         }

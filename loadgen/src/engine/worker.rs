@@ -221,10 +221,8 @@ impl<'a> Worker<'a> {
         };
         let mut sleep_ns = left_ns - polled_ns;
         loop {
-            let timeout = Timespec {
-                tv_sec: (sleep_ns / 1_000_000_000) as i64,
-                tv_nsec: (sleep_ns % 1_000_000_000) as i64,
-            };
+            let timeout =
+                Timespec { tv_sec: (sleep_ns / 1_000_000_000) as i64, tv_nsec: (sleep_ns % 1_000_000_000) as i64 };
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), Some(&timeout)) {
                 Ok(0) if clock::now_ns() < next_ns => sleep_ns = 0,
                 Ok(_) | Err(rustix::io::Errno::INTR) => return Ok(next_ns.max(now_ns)),
@@ -247,10 +245,11 @@ impl<'a> Worker<'a> {
         while let Some(place) = self.groups[number].idle.pop_front() {
             if self.is_current(place) {
                 self.connections[place.index as usize].listed = false;
-                self.put(place, waiting);
+                self.put(place, waiting, true);
                 return self.offer(place);
             }
         }
+        self.recorder.left(waiting.arrival.segment, waiting.arrival.traffic, waiting.intended_ns, waiting.picked_ns);
         let group = &mut self.groups[number];
         if self.scenario.traffic[number].connection.when_full == WhenFull::Shed && group.open >= group.max {
             return self.unsent(waiting, Outcome::Unsent);
@@ -397,8 +396,8 @@ impl<'a> Worker<'a> {
 
     // ---- requests
 
-    /// Puts a request on a connection that has room.
-    fn put(&mut self, place: Place, waiting: Waiting) {
+    /// Puts a request on a connection that has room; `direct`: it did not wait for one.
+    fn put(&mut self, place: Place, waiting: Waiting, direct: bool) {
         let number = usize::from(waiting.arrival.traffic);
         let traffic = &self.scenario.traffic[number];
         let ordinal = waiting.arrival.ordinal;
@@ -445,6 +444,7 @@ impl<'a> Worker<'a> {
             choice,
             fresh,
             id: id.map(|(id, _)| id),
+            direct,
         });
         if !connection.staged {
             connection.staged = true;
@@ -464,7 +464,7 @@ impl<'a> Worker<'a> {
                 }
                 return;
             };
-            self.put(place, waiting);
+            self.put(place, waiting, false);
         }
     }
 
@@ -545,6 +545,9 @@ impl<'a> Worker<'a> {
         for flight in connection.flights.iter_mut().rev().take_while(|flight| flight.sent_ns == 0) {
             flight.sent_ns = now_ns;
             self.recorder.sent();
+            if flight.direct {
+                self.recorder.left(flight.segment, connection.group, flight.intended_ns, now_ns);
+            }
         }
         while connection.written < connection.out.len() {
             let Some(socket) = &connection.socket else { return };

@@ -431,6 +431,7 @@ mod tests {
 
     fn one(recorder: &mut Recorder, segment: u16, traffic: u16, outcome: Outcome, at_ns: u64, response_ns: u64) {
         recorder.arrived(segment, traffic, ORIGIN + at_ns, ORIGIN + at_ns);
+        recorder.left(segment, traffic, ORIGIN + at_ns, ORIGIN + at_ns);
         recorder.finished(&sample(segment, traffic, outcome, ORIGIN + at_ns, response_ns));
     }
 
@@ -541,6 +542,7 @@ mod tests {
             let mut recorder = recorders.pop().expect("one worker");
             for at_ns in (0..1000).map(|k| k * 10 * MS) {
                 recorder.arrived(0, 0, ORIGIN + at_ns, ORIGIN + at_ns + late_ns(at_ns));
+                recorder.left(0, 0, ORIGIN + at_ns, ORIGIN + at_ns + late_ns(at_ns));
             }
             recorder.finish(ORIGIN);
             take_all(&collector, &mut totals);
