@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::checks::machine::{Machine, Watch};
 use crate::clock;
-use crate::engine::{self, Ended, Job};
+use crate::engine::{self, Job};
 use crate::events::{self, Happened};
 use crate::ledger::write::Ledger;
 use crate::measure::hlog;
@@ -25,7 +25,6 @@ use crate::plan;
 #[derive(Debug)]
 pub struct Performed {
     pub totals: Totals,
-    pub workers: Vec<Ended>,
     pub events: Vec<Happened>,
     pub machine: Machine,
     /// The wall clock at the run's origin.
@@ -106,17 +105,13 @@ pub fn perform(
         log.end()?;
     }
     let lasted_ns = clock::now_ns().saturating_sub(origin_ns);
-    let (workers, failure) = match running.join() {
-        Ok(workers) => (workers, None),
-        Err(error) => (Vec::new(), Some(format!("{error:#}"))),
-    };
+    let failure = running.join().err().map(|error| format!("{error:#}"));
     let stopped = job.stop.load(Relaxed);
     // Whatever an event did is undone before anything is said.
     job.stop.store(true, Relaxed);
     let events = events.join().map_err(|_| anyhow::anyhow!("the thread of events panicked"))?;
     Ok(Performed {
         totals,
-        workers,
         events,
         machine: watch.end(),
         begun_unix_ns,
