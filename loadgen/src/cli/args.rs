@@ -181,8 +181,8 @@ pub struct Stub {
     /// A share of requests takes longer, such as 1%@50ms
     #[arg(long, value_name = "SHARE@TIME")]
     pub slow: Option<String>,
-    /// Each answer is this status for so long, such as 503:1s@5s
-    #[arg(long, value_name = "STATUS:TIME@FROM")]
+    /// Each answer is a 503 for so long, such as 503:1s@5s
+    #[arg(long, value_name = "503:TIME@FROM")]
     pub fail: Option<String>,
     /// A share of requests is answered by a reset, such as 1%
     #[arg(long, value_name = "SHARE")]
