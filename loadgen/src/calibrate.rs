@@ -26,6 +26,7 @@ use rustix::event::{Timespec, epoll};
 use serde::{Deserialize, Serialize};
 
 use crate::campaign;
+use crate::checks::machine;
 use crate::clock;
 use crate::engine::{self, Job, Spin};
 use crate::measure::Outcome;
@@ -147,15 +148,8 @@ impl Machine {
     /// The one that this process runs on.
     #[must_use]
     pub fn this() -> Self {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let cpu_info = read("/proc/cpuinfo");
-        let model = cpu_info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-        Self {
-            // Only x86 has that line; elsewhere the kernel and the cores must do.
-            cpu: model.map_or("unknown processor", |(_, model)| model.trim()).to_owned(),
-            cores: engine::cores(),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-        }
+        let machine::Machine { cpu, cores, kernel, .. } = machine::Machine::this();
+        Self { cpu, cores, kernel }
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Duration;
 
-use crate::checks::machine::Machine;
+use crate::checks::machine::{Machine, Watch};
 use crate::clock;
 use crate::engine::{self, Ended, Job};
 use crate::events::{self, Happened};
@@ -72,7 +72,7 @@ pub fn perform(
     };
     let mut totals = Totals::new(scenario, &segments, job.workers);
     let (recorders, collector) = totals::channel(job.workers, scenario, &segments, origin_ns);
-    let mut machine = Machine::begin();
+    let mut watch = Watch::begin();
     let cpu_ns = clock::process_cpu_ns();
 
     let running = engine::start(&job, &segments, origin_ns, recorders, ledger.as_ref())?;
@@ -98,7 +98,7 @@ pub fn perform(
         let elapsed_s = (clock::now_ns().saturating_sub(origin_ns) / 1_000_000_000) as u32;
         if elapsed_s > seconds {
             seconds = elapsed_s;
-            machine.observe();
+            watch.observe();
             on_second(&totals, elapsed_s);
         }
     }
@@ -114,12 +114,11 @@ pub fn perform(
     // Whatever an event did is undone before anything is said.
     job.stop.store(true, Relaxed);
     let events = events.join().map_err(|_| anyhow::anyhow!("the thread of events panicked"))?;
-    machine.end();
     Ok(Performed {
         totals,
         workers,
         events,
-        machine,
+        machine: watch.end(),
         begun_unix_ns,
         lasted_ns,
         cpu_ns: clock::process_cpu_ns() - cpu_ns,

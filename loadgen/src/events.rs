@@ -54,7 +54,8 @@ const SIGNALS: [(&str, Signal); 9] = [
 ];
 
 /// What became of an event.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Happened {
     pub name: String,
     /// When its begin had been carried out, or had failed, since the run's origin; `None`: the run was stopped before.

@@ -90,6 +90,7 @@ fn second(recorder: &mut Recorder, classes: u16, number: u64) {
         let done_ns = intended_ns + k * 8_000;
         for traffic in 0..classes {
             recorder.arrived(segment, traffic, intended_ns, intended_ns + 10_000);
+            recorder.left(segment, traffic, intended_ns, intended_ns + 10_000);
             recorder.sent();
             recorder.connected(traffic, Connected::Opened);
             recorder.finished(&Sample {

@@ -1,5 +1,7 @@
 //! The engine against the stub: each arrival ends in one outcome, over every kind of connection.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;

@@ -8,10 +8,10 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
 
 use loadgen::clock;
-use loadgen::ledger::ask::ask;
 use loadgen::ledger::read::{Reader, Record, RequestId, at, unescape};
 use loadgen::ledger::write::{Id, Ledger};
 use loadgen::links::Catalogue;
+use loadgen::probe::ids::ask;
 use loadgen::scenario::{Connection, ConnectionKind, Expect, Pick, Run, Scenario, Target, Traffic, WhenFull};
 use proptest::prelude::*;
 

@@ -8,13 +8,15 @@ use std::time::Duration;
 use proptest::prelude::{ProptestConfig, prop, prop_assert, proptest};
 use serde_json::Value;
 
-use loadgen::checks::{self, machine};
+use loadgen::checks::machine::Machine;
+use loadgen::checks::{Check, Mark};
 use loadgen::events::Happened;
-use loadgen::measure::totals::{Interval, Totals, channel};
+use loadgen::measure::seconds::Interval;
+use loadgen::measure::totals::{Totals, channel};
 use loadgen::measure::{Connected, Outcome, Sample};
 use loadgen::plan;
 use loadgen::report::terminal::{self, COLUMNS, Look};
-use loadgen::report::{Bound, Check, Ended, Options, Passed, Report, Run, Skipped, Verdict, build, bundle, verdict};
+use loadgen::report::{Bound, Ended, Options, Report, Run, Skipped, Verdict, build, bundle, verdict};
 use loadgen::scenario::Scenario;
 use loadgen::scenario::change::Changes;
 use loadgen::scenario::load::from_toml;
@@ -147,6 +149,7 @@ fn totals(scenario: &Scenario) -> Totals {
             recorder.finished(sample);
         } else {
             recorder.arrived(sample.segment, sample.traffic, sample.intended_ns, sample.picked_ns);
+            recorder.left(sample.segment, sample.traffic, sample.intended_ns, sample.picked_ns);
             recorder.sent();
         }
     }
@@ -160,10 +163,10 @@ fn report(scenario: &Scenario, totals: &Totals, ended: Ended) -> Report {
         scenario,
         planned: &plan::arrivals::counts(scenario),
         totals,
-        checks: checks().into_iter().map(Into::into).collect(),
+        checks: checks(),
         slos: evaluate(&scenario.slos, scenario, totals, &[Some(5 * SECOND)]),
-        events: vec![event().into()],
-        machine: (&machine::Machine::begin()).into(),
+        events: vec![event()],
+        machine: Machine::this(),
         address: ([127, 0, 0, 1], 8080).into(),
         same_host: true,
         options: Options { workers: 1, spin: "auto".into(), ledger: false },
@@ -175,20 +178,16 @@ fn report(scenario: &Scenario, totals: &Totals, ended: Ended) -> Report {
     })
 }
 
-fn checks() -> Vec<checks::Check> {
-    let check = |id, verdict, advice: Option<&str>| checks::Check {
-        id,
+fn checks() -> Vec<Check> {
+    let check = |id: &str, verdict, advice: Option<&str>| Check {
+        id: id.into(),
         what: "lateness".into(),
         value: "60 µs".into(),
         limit: "50 µs".into(),
         verdict,
         advice: advice.map(str::to_owned),
     };
-    vec![
-        check("V1", checks::Verdict::Pass, None),
-        check("V2", checks::Verdict::Warn, Some("ask for less")),
-        check("V3", checks::Verdict::Pass, None),
-    ]
+    vec![check("V1", Mark::Pass, None), check("V2", Mark::Warn, Some("ask for less")), check("V3", Mark::Pass, None)]
 }
 
 fn event() -> Happened {
@@ -285,8 +284,8 @@ fn a_folder_holds_a_run_and_keeps_it() {
 
 #[test]
 fn an_exit_code_says_the_worst_first() {
-    let check = |ended: Ended, worst: Passed, slo: bool, expected: (Verdict, u8)| {
-        let checks: Vec<Check> = [Passed::Pass, worst]
+    let check = |ended: Ended, worst: Mark, slo: bool, expected: (Verdict, u8)| {
+        let checks: Vec<Check> = [Mark::Pass, worst]
             .map(|verdict| Check {
                 id: "V1".into(),
                 what: String::new(),
@@ -300,22 +299,22 @@ fn an_exit_code_says_the_worst_first() {
         assert_eq!(verdict(&ended, &checks, &[slo]), expected, "{ended:?} {worst:?}");
     };
     let failed = || Ended::Failed("no space left".into());
-    check(Ended::AsPlanned, Passed::Pass, true, (Verdict::Valid, 0));
-    check(Ended::AsPlanned, Passed::Warn, true, (Verdict::Valid, 0));
-    check(Ended::AsPlanned, Passed::Warn, false, (Verdict::Valid, 99));
-    check(Ended::AsPlanned, Passed::Invalid, false, (Verdict::Invalid, 3));
-    check(Ended::AsPlanned, Passed::Fail, false, (Verdict::Failed, 1));
-    check(failed(), Passed::Pass, true, (Verdict::Failed, 1));
-    check(failed(), Passed::Invalid, false, (Verdict::Failed, 1));
-    check(Ended::Interrupted { signal: 2 }, Passed::Fail, false, (Verdict::Interrupted, 130));
-    check(Ended::Interrupted { signal: 15 }, Passed::Pass, true, (Verdict::Interrupted, 143));
+    check(Ended::AsPlanned, Mark::Pass, true, (Verdict::Valid, 0));
+    check(Ended::AsPlanned, Mark::Warn, true, (Verdict::Valid, 0));
+    check(Ended::AsPlanned, Mark::Warn, false, (Verdict::Valid, 99));
+    check(Ended::AsPlanned, Mark::Invalid, false, (Verdict::Invalid, 3));
+    check(Ended::AsPlanned, Mark::Fail, false, (Verdict::Failed, 1));
+    check(failed(), Mark::Pass, true, (Verdict::Failed, 1));
+    check(failed(), Mark::Invalid, false, (Verdict::Failed, 1));
+    check(Ended::Interrupted { signal: 2 }, Mark::Fail, false, (Verdict::Interrupted, 130));
+    check(Ended::Interrupted { signal: 15 }, Mark::Pass, true, (Verdict::Interrupted, 143));
 }
 
 #[test]
 fn the_first_line_says_what_to_do() {
     let scenario = scenario();
     let totals = totals(&scenario);
-    let check = |ended: Ended, worst: Option<Passed>, slos: usize, expected: &str| {
+    let check = |ended: Ended, worst: Option<Mark>, slos: usize, expected: &str| {
         let mut report = report(&scenario, &totals, ended);
         if let Some(worst) = worst {
             report.checks[1].verdict = worst;
@@ -330,8 +329,8 @@ fn the_first_line_says_what_to_do() {
     check(Ended::AsPlanned, None, 0, "VALID");
     check(Ended::AsPlanned, None, 1, "VALID: 1 of 1 SLOs hold");
     check(Ended::AsPlanned, None, 2, "VALID, but 1 of 2 SLOs failed: peak: clicks: p(99) < 5s was ≥2.00 s");
-    check(Ended::AsPlanned, Some(Passed::Invalid), 2, "INVALID: V2 lateness: 60 µs, limit 50 µs: ask for less");
-    check(Ended::AsPlanned, Some(Passed::Fail), 2, "FAILED: V2 lateness: 60 µs, limit 50 µs: ask for less");
+    check(Ended::AsPlanned, Some(Mark::Invalid), 2, "INVALID: V2 lateness: 60 µs, limit 50 µs: ask for less");
+    check(Ended::AsPlanned, Some(Mark::Fail), 2, "FAILED: V2 lateness: 60 µs, limit 50 µs: ask for less");
     check(Ended::Failed("ledger: no space left".into()), None, 2, "FAILED: ledger: no space left");
     let interrupted = "INTERRUPTED by signal 2 after 8.00 s: the numbers are partial, no SLO was judged";
     check(Ended::Interrupted { signal: 2 }, None, 2, interrupted);

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -171,21 +171,23 @@ fn load(setup: &Setup, arguments: &[&str]) -> Ran {
     start(&setup.path(""), arguments.iter().copied()).ends()
 }
 
-/// Where nobody listens.
-fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 #[test]
-fn every_click_is_counted() {
+fn every_click_is_counted_and_judged() {
     let (setup, server) = serve();
     let link = format!("{}/{}", url(&server), server.link("https://example.com/"));
-    let ran = load(&setup, &["http", &link, "-R", "500", "-d", "1s", "--expect", "307", "--json", "run.json"]);
-    ran.went_well();
-    let all = &ran.report["whole"]["all"];
-    assert_eq!((&all["planned"], &all["sent"]), (&json!(500), &json!(500)), "{ran:#?}");
-    assert_eq!(server.metric("waypost_redirects_total", &[]), 500.0);
-    assert_eq!(server.metric("waypost_redirects_total", &["status=\"307\""]), 500.0);
+    let mut clicks = 0.0;
+    let mut check = |status: &str, location: &str, outcome: &str| {
+        let load_by = ["http", &link, "-R", "500", "-d", "1s", "--json", "run.json", "--expect", status];
+        let ran = load(&setup, &[&load_by[..], &["--location", location]].concat());
+        assert_eq!(ran.outcomes(), [(outcome, 500)], "{ran:#?}");
+        assert_eq!(ran.report["whole"]["all"]["sent"], json!(500), "{ran:#?}");
+        clicks += 500.0;
+        assert_eq!(server.metric("waypost_redirects_total", &[]), clicks);
+        assert_eq!(server.metric("waypost_redirects_total", &["status=\"307\""]), clicks);
+    };
+    check("307", "https://example.com/", "ok");
+    check("307", "https://example.com/other", "wrong_location");
+    check("302", "https://example.com/", "wrong_status");
 }
 
 #[test]
@@ -245,14 +247,23 @@ fn a_store_that_stops() {
 
     arguments.extend(["--postgres-pid", &pid]);
     let stopped = || family(&pid).into_iter().filter(|state| state == "T").count();
-    let running = start(folder.path(), arguments);
-    eventually(RUN, "the store is stopped", || stopped() > 0);
-    let ran = running.ends();
+    let stops = || {
+        let running = start(folder.path(), arguments.clone());
+        eventually(RUN, "the store is stopped", || stopped() > 0);
+        running
+    };
+    let ran = stops().ends();
     ran.went_well();
     assert_eq!(stopped(), 0, "{ran:#?}");
     let event = &ran.report["events"][0];
     assert!(event["begun_ns"].is_u64() && event["ended_ns"].is_u64() && event["error"].is_null(), "{ran:#?}");
-    assert_eq!(ran.report["whole"]["traffic"]["clicks"]["statuses"].as_object().unwrap().len(), 1, "{ran:#?}");
+    assert_eq!(postgres.sql("SELECT 1"), "1");
+
+    // Nor does it stay stopped when loadgen has no chance to say so.
+    let killed = stops();
+    killed.signal(Signal::KILL);
+    assert_eq!(killed.ends().code, None);
+    eventually(LIMIT, "the store goes on", || stopped() == 0);
     assert_eq!(postgres.sql("SELECT 1"), "1");
 }
 
@@ -404,14 +415,28 @@ fn an_interrupted_run_tells_what_it_has() {
 }
 
 #[test]
-fn a_target_that_is_not_there() {
-    let folder = tempfile::tempdir().unwrap();
-    let target = format!("http://{}", nobody());
-    let http = vec!["http", &target, "-R", "10", "-d", "1s"];
-    for arguments in [http, run("mail-blast", &target, MAIL_BLAST), vec!["seed", "mail-blast", "--target", &target]] {
-        let ran = start(folder.path(), arguments.clone()).ends();
+fn what_cannot_run_says_why() {
+    let (setup, server) = serve();
+    server.custom("spring26", "https://elsewhere.example/");
+    fs::write(setup.path("other.key"), "wpk_of_another_server").unwrap();
+    let check = |arguments: &[&str], tells: &str| {
+        let ran = load(&setup, arguments);
         assert!(matches!(ran.code, Some(1 | 2)), "{arguments:?}: {ran:#?}");
-        assert!(ran.err.contains(target.trim_start_matches("http://")), "{arguments:?}: {ran:#?}");
-        assert!(ran.err.contains("Connection refused"), "{arguments:?}: {ran:#?}");
-    }
+        assert!(ran.err.contains(tells), "{tells}: {ran:#?}");
+        assert_eq!((ran.out.as_str(), &ran.report), ("", &Value::Null));
+    };
+    let target = url(&server);
+    check(
+        &run("mail-blast", &target, MAIL_BLAST),
+        "code spring26 belongs to another link, to https://elsewhere.example/",
+    );
+    let other = run("mail-blast", &target, "peak=200 links.existing.count=200 links.launch.codes=[\"spring27\"]");
+    check(&[&other[..], &["--key-file", "other.key"]].concat(), "the server refuses the key from other.key (401)");
+
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let target = format!("http://{nobody}");
+    let told = format!("connecting to {nobody}: Connection refused");
+    check(&["http", &target, "-R", "10", "-d", "1s"], &told);
+    check(&run("mail-blast", &target, MAIL_BLAST), &told);
+    check(&["seed", "mail-blast", "--target", &target], &told);
 }

@@ -8,10 +8,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, UdpSocket};
 
+use serde::{Deserialize, Serialize};
+
 use crate::engine;
 
-/// The machine, and shares of its CPU time between [`Machine::begin`] and [`Machine::end`].
-#[derive(Debug, Clone, Default, PartialEq)]
+/// The machine, and how it treated a run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Machine {
     /// That this process may use.
     pub cores: usize,
@@ -29,8 +32,13 @@ pub struct Machine {
     /// Of all CPU time, 0 to 1, what was not idle, whoever used it.
     pub cpu_share: f64,
     /// How often one of this process's threads was taken off its core while it wanted to run. Of threads that were alive
-    /// in some [`Machine::observe`].
+    /// in some [`Watch::observe`].
     pub involuntary_switches: u64,
+}
+
+/// Looks at the machine while a run goes on.
+#[derive(Debug)]
+pub struct Watch {
     begun: CpuTimes,
     /// By thread: at first sight and at the last.
     switches: BTreeMap<u32, (u64, u64)>,
@@ -45,21 +53,29 @@ struct CpuTimes {
 }
 
 impl Machine {
-    /// Before the run.
+    /// What does not change; the shares are 0.
     #[must_use]
-    pub fn begin() -> Self {
-        let mut machine = Self {
+    pub fn this() -> Self {
+        Self {
             cores: engine::cores(),
             cpu: cpu_model(&text("/proc/cpuinfo").unwrap_or_default()),
             governor: text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
             clocksource: text("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
             kernel: text("/proc/sys/kernel/osrelease").unwrap_or_default(),
             debug_build: cfg!(debug_assertions),
-            begun: cpu_times(&text("/proc/stat").unwrap_or_default()),
             ..Self::default()
-        };
-        machine.observe();
-        machine
+        }
+    }
+}
+
+impl Watch {
+    /// Before the run.
+    #[must_use]
+    pub fn begin() -> Self {
+        let begun = cpu_times(&text("/proc/stat").unwrap_or_default());
+        let mut watch = Self { begun, switches: BTreeMap::new() };
+        watch.observe();
+        watch
     }
 
     /// While its threads live, about once a second: the kernel forgets their counts with them.
@@ -67,14 +83,16 @@ impl Machine {
         for (thread, count) in switches_of_threads() {
             self.switches.entry(thread).or_insert((count, count)).1 = count;
         }
-        self.involuntary_switches = self.switches.values().map(|(first, last)| last.saturating_sub(*first)).sum();
     }
 
     /// After the run.
-    pub fn end(&mut self) {
+    #[must_use]
+    pub fn end(mut self) -> Machine {
         self.observe();
         let now = cpu_times(&text("/proc/stat").unwrap_or_default());
-        (self.steal_share, self.cpu_share) = shares(self.begun, now);
+        let (steal_share, cpu_share) = shares(self.begun, now);
+        let involuntary_switches = self.switches.values().map(|(first, last)| last.saturating_sub(*first)).sum();
+        Machine { steal_share, cpu_share, involuntary_switches, ..Machine::this() }
     }
 }
 
@@ -134,7 +152,7 @@ fn involuntary_switches(status: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CpuTimes, Machine, cpu_model, cpu_times, involuntary_switches, is_this_host, shares};
+    use super::{CpuTimes, Watch, cpu_model, cpu_times, involuntary_switches, is_this_host, shares};
 
     #[test]
     fn the_kernels_texts_are_understood() {
@@ -167,8 +185,7 @@ mod tests {
 
     #[test]
     fn this_machine_is_known() {
-        let mut machine = Machine::begin();
-        machine.end();
+        let machine = Watch::begin().end();
         assert!(machine.cores >= 1 && !machine.kernel.is_empty(), "{machine:?}");
         assert!((0.0..=1.0).contains(&machine.cpu_share) && (0.0..=1.0).contains(&machine.steal_share), "{machine:?}");
         let check =

@@ -11,6 +11,8 @@ pub mod machine;
 #[cfg(test)]
 mod tests;
 
+use serde::{Deserialize, Serialize};
+
 use hdrhistogram::Histogram;
 
 use crate::measure::percentile::{enough, quantile_ns};
@@ -22,20 +24,22 @@ use crate::units::{count, duration, percent};
 use machine::Machine;
 
 /// A question that the generator asks itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Check {
-    pub id: &'static str,
+    pub id: String,
     pub what: String,
     pub value: String,
     pub limit: String,
-    pub verdict: Verdict,
+    pub verdict: Mark,
     /// What to do about it; none when it passed.
     pub advice: Option<String>,
 }
 
 /// The worst comes last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mark {
     Pass,
     /// Read the results with this in mind.
     Warn,
@@ -90,17 +94,17 @@ pub fn run(
     ]
 }
 
-fn check(id: &'static str, what: &str, value: String, limit: &str, verdict: Verdict, advice: &str) -> Check {
-    let advice = (verdict != Verdict::Pass).then(|| advice.to_owned());
-    Check { id, what: what.to_owned(), value, limit: limit.to_owned(), verdict, advice }
+fn check(id: &'static str, what: &str, value: String, limit: &str, verdict: Mark, advice: &str) -> Check {
+    let advice = (verdict != Mark::Pass).then(|| advice.to_owned());
+    Check { id: id.to_owned(), what: what.to_owned(), value, limit: limit.to_owned(), verdict, advice }
 }
 
-fn invalid_if(invalid: bool) -> Verdict {
-    if invalid { Verdict::Invalid } else { Verdict::Pass }
+fn invalid_if(invalid: bool) -> Mark {
+    if invalid { Mark::Invalid } else { Mark::Pass }
 }
 
-fn warn_if(warn: bool) -> Verdict {
-    if warn { Verdict::Warn } else { Verdict::Pass }
+fn warn_if(warn: bool) -> Mark {
+    if warn { Mark::Warn } else { Mark::Pass }
 }
 
 /// Two digits after the point are more than anybody acts on.
@@ -145,7 +149,7 @@ fn conservation(totals: &Totals, planned: &[Vec<u64>], scenario: &Scenario, inte
         "every arrival of the plan ended in one outcome",
         lost.clone().unwrap_or_else(|| format!("{} of {}", count(due), count(due))),
         "all",
-        if lost.is_some() { Verdict::Fail } else { Verdict::Pass },
+        if lost.is_some() { Mark::Fail } else { Mark::Pass },
         "this is a bug of loadgen: report it with the scenario and its seed",
     )
 }
@@ -240,7 +244,7 @@ fn busy(totals: &Totals) -> Check {
         let value = format!("{} in second {} of worker {number}", rounded(worker.busiest), worker.busiest_second);
         (value, worker.busiest)
     });
-    let verdict = if share >= BUSY_INVALID { Verdict::Invalid } else { warn_if(share >= BUSY_WARN) };
+    let verdict = if share >= BUSY_INVALID { Mark::Invalid } else { warn_if(share >= BUSY_WARN) };
     let advice = "ask for fewer requests a second, or give it more workers (`-t`)";
     check(
         "V4",
@@ -262,7 +266,7 @@ fn gaps(totals: &Totals) -> Check {
         "workers' loops came round without gaps of more than 10 ms",
         format!("{} gaps, {} of a worker's time", count(gaps), rounded(share)),
         "no gap; invalid over 0.1% of the time",
-        if share > GAP_SHARE { Verdict::Invalid } else { warn_if(gaps > 0) },
+        if share > GAP_SHARE { Mark::Invalid } else { warn_if(gaps > 0) },
         "something else had the core: stop other programs, or keep them and the server off it with `taskset`",
     )
 }
@@ -275,7 +279,7 @@ fn steal(machine: &Machine) -> Check {
         "the hypervisor left this machine its CPU time",
         format!("{} stolen; {} involuntary switches", rounded(share), count(machine.involuntary_switches)),
         "1% stolen; invalid over 5%",
-        if share > STEAL_INVALID { Verdict::Invalid } else { warn_if(share > STEAL_WARN) },
+        if share > STEAL_INVALID { Mark::Invalid } else { warn_if(share > STEAL_WARN) },
         "other guests of the host are busy: measure again later, or on a machine with cores of its own",
     )
 }
@@ -406,7 +410,7 @@ fn build_and_clock(machine: &Machine) -> Check {
         "build, clock and frequency are fit for measuring",
         format!("{build}, clock source {clock}, governor {governor}"),
         "release build, clock source tsc or arch_sys_counter, governor performance",
-        if machine.debug_build { Verdict::Invalid } else { warn_if(slow_clock || saving) },
+        if machine.debug_build { Mark::Invalid } else { warn_if(slow_clock || saving) },
         match (machine.debug_build, slow_clock) {
             (true, _) => "build with `cargo build --release -p loadgen`",
             (false, true) => {

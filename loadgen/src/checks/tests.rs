@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::machine::Machine;
-use super::{Check, Verdict, run};
+use super::{Check, Mark, run};
 use crate::measure::fixture::{sample, scenario, segments};
 use crate::measure::recorder::Recorder;
 use crate::measure::totals::{Totals, channel};
@@ -58,6 +58,7 @@ impl Run {
                 sample.picked_ns += 10 * US;
                 (self.change)(number, &mut sample);
                 recorder.arrived(1, traffic, intended_ns, sample.picked_ns);
+                recorder.left(1, traffic, intended_ns, sample.picked_ns);
                 recorder.finished(&sample);
             }
         }
@@ -74,21 +75,18 @@ impl Run {
 }
 
 fn at_rest() -> Machine {
-    let mut machine = Machine::default();
-    machine.clocksource = Some("tsc".into());
-    machine.governor = Some("performance".into());
-    machine
+    Machine { clocksource: Some("tsc".into()), governor: Some("performance".into()), ..Machine::default() }
 }
 
 /// The changed run's checks: all pass but those.
-fn check(name: &str, change: impl FnOnce(&mut Run), expected: &[(&str, Verdict)]) {
+fn check(name: &str, change: impl FnOnce(&mut Run), expected: &[(&str, Mark)]) {
     let mut run = Run::new();
     change(&mut run);
     let checks = run.checks();
-    let ids: Vec<&str> = checks.iter().map(|check| check.id).collect();
+    let ids: Vec<&str> = checks.iter().map(|check| check.id.as_str()).collect();
     assert_eq!(ids, ["V1", "V2", "V3", "V4", "V5", "V6", "V7", "V8", "V9", "V10", "V11", "V14", "V15"]);
-    let noticed: Vec<_> = checks.iter().filter(|check| check.verdict != Verdict::Pass).collect();
-    let found: Vec<(&str, Verdict)> = noticed.iter().map(|check| (check.id, check.verdict)).collect();
+    let noticed: Vec<_> = checks.iter().filter(|check| check.verdict != Mark::Pass).collect();
+    let found: Vec<(&str, Mark)> = noticed.iter().map(|check| (check.id.as_str(), check.verdict)).collect();
     assert_eq!(found, expected, "{name}: {noticed:#?}");
     assert!(noticed.iter().all(|check| check.advice.is_some()), "{name}: {noticed:#?}");
     assert!(checks.iter().all(|check| !check.value.is_empty()), "{name}: {checks:#?}");
@@ -105,7 +103,7 @@ fn every(nth: u64, outcome: Outcome) -> Change {
 
 #[test]
 fn each_fault_is_noticed_by_its_own_check() {
-    use Verdict::{Fail, Invalid, Warn};
+    use Mark::{Fail, Invalid, Warn};
     check("nothing wrong", |_| {}, &[]);
 
     check("the plan had more", |run| run.planned[1][1] += 1, &[("V1", Fail)]);
@@ -222,5 +220,5 @@ fn a_run_of_nothing_is_not_condemned_by_the_generators_checks() {
     let scenario = scenario(&[("peak", 10)], 1);
     let totals = Totals::new(&scenario, &segments(&scenario), 1);
     let checks = run(&totals, &[vec![0]], &scenario, &Machine::default(), false, false);
-    assert!(checks.iter().all(|check| check.verdict == Verdict::Pass), "{checks:#?}");
+    assert!(checks.iter().all(|check| check.verdict == Mark::Pass), "{checks:#?}");
 }

@@ -115,7 +115,7 @@ pub struct Common {
     /// Write run.json here; - is the standard output
     #[arg(long, value_name = "FILE|-")]
     pub json: Option<PathBuf>,
-    /// Whether a worker that waits keeps its core; auto: where there is a core for it
+    /// Whether a worker that waits polls instead of sleeping; auto: for the last 50 µs
     #[arg(long, default_value = "auto", value_parser = spin())]
     pub spin: Spin,
     /// A new file that each request is written to before it is sent, for verify

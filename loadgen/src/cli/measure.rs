@@ -18,7 +18,7 @@ use crate::plan::curve::Cumulative;
 use crate::report::{self, Ended, Report, Skipped, bundle, terminal};
 use crate::scenario::Scenario;
 use crate::slo::eval;
-use crate::{events, ledger};
+use crate::{events, probe};
 
 /// What is measured, and what a reader of its report must know.
 pub(super) struct Subject {
@@ -37,7 +37,7 @@ pub(super) fn measure(subject: Subject, common: &Common) -> Result<u8, Failure> 
     }
     events::check(&scenario.events).map_err(Failure::Usage)?;
     if common.ledger.is_some() {
-        ledger::ask::ask(&scenario, address, &common.ledger_header).map_err(Failure::Usage)?;
+        probe::ids::ask(&scenario, address, &common.ledger_header).map_err(Failure::Usage)?;
     }
     for text in skipped.iter().map(|skipped| format!("{}: left out: {}", skipped.traffic, skipped.reason)) {
         print::say(&text);
@@ -140,10 +140,10 @@ fn judge(
         scenario,
         planned,
         totals: &performed.totals,
-        checks: checks.into_iter().map(report::Check::from).collect(),
+        checks,
         slos: eval::evaluate(&scenario.slos, scenario, &performed.totals, &ends_ns),
-        events: performed.events.iter().cloned().map(report::Event::from).collect(),
-        machine: report::Machine::from(&performed.machine),
+        events: performed.events.clone(),
+        machine: performed.machine.clone(),
         address: run.address,
         same_host: run.same_host,
         options: report::Options {

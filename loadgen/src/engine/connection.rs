@@ -23,6 +23,8 @@ pub(super) struct Flight {
     pub(super) choice: Choice,
     pub(super) fresh: Option<Fresh>,
     pub(super) id: Option<Id>,
+    /// Found a free connection as soon as it was picked.
+    pub(super) direct: bool,
 }
 
 /// What the head of the present answer said.

@@ -54,12 +54,14 @@ pub struct LedgerJob {
     pub header: String,
 }
 
-/// Whether a worker that waits for its next arrival keeps its core.
+/// Whether a worker that waits for its next arrival polls instead of sleeping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spin {
-    /// Where this process may use more cores than it has workers and a target on this machine.
+    /// For the last part of the wait: at most a quarter of it, and 50 µs.
     Auto,
+    /// It sleeps, and comes back when the kernel's timer and scheduler let it.
     Never,
+    /// All the time: its core is its own. Beside a server on two cores that takes the server's.
     Always,
 }
 
@@ -145,16 +147,6 @@ pub fn start(
 #[must_use]
 pub fn cores() -> usize {
     rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count() as usize).max(1)
-}
-
-/// Whether workers poll while they wait. On two cores with the server beside them that would take the server's core.
-#[must_use]
-pub fn spins(job: &Job) -> bool {
-    match job.spin {
-        Spin::Always => true,
-        Spin::Never => false,
-        Spin::Auto => cores() > job.workers + usize::from(job.address.ip().is_loopback()),
-    }
 }
 
 /// A connection is an open file: as many as we may have.

@@ -22,7 +22,7 @@ use super::fresh::{Fresh, Ring};
 use super::group::{Clients, Group, Waiting};
 use super::http::{self, Step};
 use super::template::{self, Template};
-use super::{Defect, Ended, Job};
+use super::{Defect, Ended, Job, Spin};
 use crate::clock;
 use crate::ledger::write::Writer;
 use crate::links;
@@ -39,6 +39,10 @@ const READ_BYTES: usize = 64 << 10;
 const BODY_BYTES_MAX: usize = 64 << 10;
 /// Events of one wake-up; more come with the next.
 const EVENTS: usize = 512;
+/// The last part of a wait, which [`Spin::Auto`] polls away: a sleeper comes back some 30 µs late (half of the time; 50 one
+/// time in a hundred). A share of it at most, so that the core is left to others for the rest however often it wakes up.
+const POLLED_NS: u64 = 50_000;
+const POLLED_SHARE: u64 = 4;
 /// Arrivals of one turn.
 const ARRIVALS: usize = 64;
 /// How often time-outs are looked for, at least and at most: a sweep of 8,000 connections takes about 40 µs.
@@ -50,7 +54,6 @@ pub(super) struct Worker<'a> {
     segments: &'a [Segment],
     number: usize,
     origin_ns: u64,
-    spin: bool,
     epoll: OwnedFd,
     connections: Vec<Connection>,
     /// Places of closed connections.
@@ -113,7 +116,6 @@ impl<'a> Worker<'a> {
             segments,
             number,
             origin_ns,
-            spin: super::spins(job),
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             connections: Vec::new(),
             free: Vec::new(),
@@ -211,12 +213,18 @@ impl<'a> Worker<'a> {
 
     /// Waits for events until `next_ns`; says until when it meant to sleep at most.
     fn wait(&self, events: &mut Vec<epoll::Event>, next_ns: u64, now_ns: u64) -> io::Result<u64> {
+        let left_ns = next_ns.saturating_sub(now_ns);
+        let polled_ns = match self.job.spin {
+            Spin::Never => 0,
+            Spin::Auto => (left_ns / POLLED_SHARE).min(POLLED_NS),
+            Spin::Always => left_ns,
+        };
+        let mut sleep_ns = left_ns - polled_ns;
         loop {
-            let left_ns = if self.spin { 0 } else { next_ns.saturating_sub(now_ns) };
             let timeout =
-                Timespec { tv_sec: (left_ns / 1_000_000_000) as i64, tv_nsec: (left_ns % 1_000_000_000) as i64 };
+                Timespec { tv_sec: (sleep_ns / 1_000_000_000) as i64, tv_nsec: (sleep_ns % 1_000_000_000) as i64 };
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), Some(&timeout)) {
-                Ok(0) if self.spin && clock::now_ns() < next_ns => std::hint::spin_loop(),
+                Ok(0) if clock::now_ns() < next_ns => sleep_ns = 0,
                 Ok(_) | Err(rustix::io::Errno::INTR) => return Ok(next_ns.max(now_ns)),
                 Err(error) => return Err(error.into()),
             }
@@ -237,10 +245,11 @@ impl<'a> Worker<'a> {
         while let Some(place) = self.groups[number].idle.pop_front() {
             if self.is_current(place) {
                 self.connections[place.index as usize].listed = false;
-                self.put(place, waiting);
+                self.put(place, waiting, true);
                 return self.offer(place);
             }
         }
+        self.recorder.left(waiting.arrival.segment, waiting.arrival.traffic, waiting.intended_ns, waiting.picked_ns);
         let group = &mut self.groups[number];
         if self.scenario.traffic[number].connection.when_full == WhenFull::Shed && group.open >= group.max {
             return self.unsent(waiting, Outcome::Unsent);
@@ -387,8 +396,8 @@ impl<'a> Worker<'a> {
 
     // ---- requests
 
-    /// Puts a request on a connection that has room.
-    fn put(&mut self, place: Place, waiting: Waiting) {
+    /// Puts a request on a connection that has room; `direct`: it did not wait for one.
+    fn put(&mut self, place: Place, waiting: Waiting, direct: bool) {
         let number = usize::from(waiting.arrival.traffic);
         let traffic = &self.scenario.traffic[number];
         let ordinal = waiting.arrival.ordinal;
@@ -435,6 +444,7 @@ impl<'a> Worker<'a> {
             choice,
             fresh,
             id: id.map(|(id, _)| id),
+            direct,
         });
         if !connection.staged {
             connection.staged = true;
@@ -454,7 +464,7 @@ impl<'a> Worker<'a> {
                 }
                 return;
             };
-            self.put(place, waiting);
+            self.put(place, waiting, false);
         }
     }
 
@@ -535,6 +545,9 @@ impl<'a> Worker<'a> {
         for flight in connection.flights.iter_mut().rev().take_while(|flight| flight.sent_ns == 0) {
             flight.sent_ns = now_ns;
             self.recorder.sent();
+            if flight.direct {
+                self.recorder.left(flight.segment, connection.group, flight.intended_ns, now_ns);
+            }
         }
         while connection.written < connection.out.len() {
             let Some(socket) = &connection.socket else { return };

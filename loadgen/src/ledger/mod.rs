@@ -33,7 +33,6 @@
 //! without a line feed is of a writer that was killed inside the call: it is read as absent, and rightly, since its request
 //! had not left. Any other line that is not as described is an error of the file.
 
-pub mod ask;
 pub mod read;
 pub mod write;
 

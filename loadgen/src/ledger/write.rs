@@ -144,7 +144,7 @@ impl Writer {
 }
 
 /// 64 bits that no other run has: two of 4 billion runs share theirs with a probability of a half.
-pub(super) fn by_chance() -> io::Result<u64> {
+pub(crate) fn by_chance() -> io::Result<u64> {
     let mut bytes = [0; 8];
     // Up to 256 bytes come whole or not at all (getrandom(2)).
     getrandom(&mut bytes, GetRandomFlags::empty())?;

@@ -9,7 +9,7 @@
 
 use std::io::{self, Write};
 
-use super::totals::Distribution;
+use super::percentile::Distribution;
 
 const STEPS_PER_HALVING: u32 = 5;
 
@@ -49,7 +49,7 @@ pub fn write(out: &mut impl Write, distribution: &Distribution) -> io::Result<()
 mod tests {
     use super::write;
     use crate::measure::batch::Samples;
-    use crate::measure::totals::Distribution;
+    use crate::measure::percentile::Distribution;
 
     fn text(known: &[u64], censored: &[u64]) -> String {
         let [known, censored] = [known, censored].map(|values| {

@@ -132,12 +132,14 @@ pub enum Connected {
     Opened,
     /// Refused, reset or timed out while it was being opened.
     Failed,
-    /// By the server, while nothing was in flight.
+    /// This process had no file or no port for it.
+    FailedByUs,
+    /// By the server, whatever was in flight.
     ClosedByServer,
-    /// By us, as the class wants it.
+    /// By us: the class wants it so, a time-out, an answer that is none, the end.
     Closed,
 }
 
 impl Connected {
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 6;
 }

@@ -6,7 +6,7 @@
 
 use hdrhistogram::{Counter, Histogram};
 
-use super::totals::Distribution;
+use super::batch::Samples;
 
 /// A quantile's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,23 @@ pub fn quantile<C: Counter>(known: &Histogram<C>, censored: &Histogram<C>, q: f6
     (ranks.n > 0).then(|| ranks.value(rank(ranks.n, q)))
 }
 
+/// Values and the ages of those that are only known to be longer.
+#[derive(Debug, Clone)]
+pub struct Distribution {
+    pub known: Histogram<u64>,
+    pub censored: Histogram<u64>,
+    /// Exact; of `known`. 0 without values.
+    pub min_ns: u64,
+    pub max_ns: u64,
+}
+
 impl Distribution {
+    #[must_use]
+    pub fn new(known: Samples<u64>, censored: Samples<u64>) -> Self {
+        let min_ns = if known.is_empty() { 0 } else { known.min_ns };
+        Self { known: known.counts, censored: censored.counts, min_ns, max_ns: known.max_ns }
+    }
+
     /// Known values and ages.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -138,9 +154,9 @@ fn value_at_rank<C: Counter>(counts: &Histogram<C>, rank: u64) -> u64 {
 mod tests {
     use proptest::prelude::{ProptestConfig, prop, prop_assert, prop_assert_eq, proptest};
 
+    use super::Distribution;
     use super::{Quantile, enough, quantile_ns};
     use crate::measure::batch::Samples;
-    use crate::measure::totals::Distribution;
 
     fn distribution(known: &[u64], censored: &[u64]) -> Distribution {
         let mut of = [Samples::new(), Samples::new()];

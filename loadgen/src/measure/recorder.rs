@@ -87,10 +87,17 @@ impl Recorder {
             usize::try_from(part).map_or(BINS - 1, |part| part.min(BINS - 1))
         };
         let lag = self.lag(segment);
-        lag.gen_lag.record(picked_ns.saturating_sub(intended_ns));
         lag.picked_in_time += u64::from(picked_ns < to_ns);
         lag.planned[bin(intended_ns)] += 1;
         lag.picked[bin(picked_ns)] += 1;
+    }
+
+    /// An arrival that was due at `intended_ns` left our hands at `left_ns`: handed to the kernel, or put into its group's
+    /// queue because no connection was free. What it waits after that is not our fault.
+    pub fn left(&mut self, segment: u16, traffic: u16, intended_ns: u64, left_ns: u64) {
+        if !self.closed[usize::from(traffic)] {
+            self.lag(segment).gen_lag.record(left_ns.saturating_sub(intended_ns));
+        }
     }
 
     /// Bytes of a request have left.

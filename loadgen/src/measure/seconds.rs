@@ -9,7 +9,31 @@ use std::collections::VecDeque;
 use super::Outcome;
 use super::batch::{Batch, Samples};
 use super::percentile::{Quantile, quantile, quantile_ns};
-use super::totals::Interval;
+use serde::{Deserialize, Serialize};
+
+/// One second of the whole run; after 3,600 of them two become one.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interval {
+    pub from_s: u32,
+    pub seconds: u32,
+    pub scheduled: u64,
+    pub sent: u64,
+    pub ok: u64,
+    /// All other outcomes.
+    pub errors: u64,
+    /// At its end, as the two below.
+    pub in_flight: u64,
+    pub queued: u64,
+    pub open: u64,
+    /// Nanoseconds, of answers in this second.
+    pub p50_ns: u64,
+    pub p99_ns: u64,
+    pub max_ns: u64,
+    pub gen_lag_p99_ns: u64,
+    /// Of the busiest worker, 0 to 1.
+    pub busy: f64,
+}
 
 /// An hour of seconds.
 pub const ROWS: usize = 3600;

@@ -11,8 +11,9 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use hdrhistogram::Histogram;
 
 use super::batch::{BINS, Batch, Cell, Lag, Samples};
+use super::percentile::Distribution;
 use super::recorder::Recorder;
-use super::seconds::{ROWS, SecondOfTraffic, Seconds, busy_share};
+use super::seconds::{Interval, ROWS, SecondOfTraffic, Seconds, busy_share};
 use super::{Connected, Outcome};
 use crate::plan::Segment;
 use crate::scenario::Scenario;
@@ -163,24 +164,6 @@ pub struct Sum {
     pub visible: Distribution,
 }
 
-/// Values and the ages of those that are only known to be longer.
-#[derive(Debug, Clone)]
-pub struct Distribution {
-    pub known: Histogram<u64>,
-    pub censored: Histogram<u64>,
-    /// Exact; of `known`. 0 without values.
-    pub min_ns: u64,
-    pub max_ns: u64,
-}
-
-impl Distribution {
-    #[must_use]
-    pub fn new(known: Samples<u64>, censored: Samples<u64>) -> Self {
-        let min_ns = if known.is_empty() { 0 } else { known.min_ns };
-        Self { known: known.counts, censored: censored.counts, min_ns, max_ns: known.max_ns }
-    }
-}
-
 /// The generator's own part in a phase. Arrivals are those of the plan: a closed loop's are due when they are sent.
 #[derive(Debug, Clone)]
 pub struct Own {
@@ -190,29 +173,6 @@ pub struct Own {
     pub picked_in_time: u64,
     /// The largest distance between the planned and the real course of arrivals, 0 to 1.
     pub distance: f64,
-}
-
-/// One second of the whole run; after 3,600 of them two become one.
-#[derive(Debug, Clone, Default)]
-pub struct Interval {
-    pub from_s: u32,
-    pub seconds: u32,
-    pub scheduled: u64,
-    pub sent: u64,
-    pub ok: u64,
-    /// All other outcomes.
-    pub errors: u64,
-    /// At its end, as the two below.
-    pub in_flight: u64,
-    pub queued: u64,
-    pub open: u64,
-    /// Nanoseconds, of answers in this second.
-    pub p50_ns: u64,
-    pub p99_ns: u64,
-    pub max_ns: u64,
-    pub gen_lag_p99_ns: u64,
-    /// Of the busiest worker, 0 to 1.
-    pub busy: f64,
 }
 
 impl Totals {
@@ -471,6 +431,7 @@ mod tests {
 
     fn one(recorder: &mut Recorder, segment: u16, traffic: u16, outcome: Outcome, at_ns: u64, response_ns: u64) {
         recorder.arrived(segment, traffic, ORIGIN + at_ns, ORIGIN + at_ns);
+        recorder.left(segment, traffic, ORIGIN + at_ns, ORIGIN + at_ns);
         recorder.finished(&sample(segment, traffic, outcome, ORIGIN + at_ns, response_ns));
     }
 
@@ -581,6 +542,7 @@ mod tests {
             let mut recorder = recorders.pop().expect("one worker");
             for at_ns in (0..1000).map(|k| k * 10 * MS) {
                 recorder.arrived(0, 0, ORIGIN + at_ns, ORIGIN + at_ns + late_ns(at_ns));
+                recorder.left(0, 0, ORIGIN + at_ns, ORIGIN + at_ns + late_ns(at_ns));
             }
             recorder.finish(ORIGIN);
             take_all(&collector, &mut totals);

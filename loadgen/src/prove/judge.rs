@@ -9,8 +9,9 @@ use hdrhistogram::Histogram;
 
 use super::cases::{Case, Fluid, Loss};
 use crate::measure::Outcome;
+use crate::measure::percentile::Distribution;
 use crate::measure::percentile::{Quantile, enough};
-use crate::measure::totals::{Distribution, Sum};
+use crate::measure::totals::Sum;
 use crate::stub::truth::Truth;
 use crate::units;
 
@@ -196,7 +197,8 @@ mod tests {
 
     use super::{Line, Verdict, account, formula, percentiles};
     use crate::measure::Outcome;
-    use crate::measure::totals::{Distribution, Sum};
+    use crate::measure::percentile::Distribution;
+    use crate::measure::totals::Sum;
     use crate::prove::cases::{Fluid, Loss};
     use crate::stub::Stub;
     use crate::stub::script::Script;

@@ -9,11 +9,12 @@ use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Between, Bound, Ci95, Connections, Ended, Interval, Measured, Phase, Report, Run, SCHEMA, ScenarioText, Target,
-    Times, Tool, Whole, verdict,
+    Between, Bound, Ci95, Connections, Ended, Measured, Phase, Report, Run, SCHEMA, ScenarioText, Target, Times, Tool,
+    Whole, verdict,
 };
+use crate::measure::percentile::Distribution;
 use crate::measure::percentile::Quantile;
-use crate::measure::totals::{self, Distribution, Sum};
+use crate::measure::totals::Sum;
 use crate::measure::{Connected, Outcome};
 use crate::slo::{Scope, eval};
 
@@ -45,7 +46,7 @@ pub fn build(run: &Run<'_>) -> Report {
         options: run.options.clone(),
         phases: phases(run),
         whole: whole(run),
-        intervals: run.totals.intervals().iter().map(interval).collect(),
+        intervals: run.totals.intervals().to_vec(),
         events: run.events.clone(),
         skipped: run.skipped.clone(),
         notes: run.notes.clone(),
@@ -192,24 +193,5 @@ fn connections(run: &Run<'_>, traffic: usize) -> Connections {
         failed: of(Connected::Failed),
         closed_by_server: of(Connected::ClosedByServer),
         closed: of(Connected::Closed),
-    }
-}
-
-fn interval(interval: &totals::Interval) -> Interval {
-    Interval {
-        from_s: interval.from_s,
-        seconds: interval.seconds,
-        scheduled: interval.scheduled,
-        sent: interval.sent,
-        ok: interval.ok,
-        errors: interval.errors,
-        in_flight: interval.in_flight,
-        queued: interval.queued,
-        open: interval.open,
-        p50_ns: interval.p50_ns,
-        p99_ns: interval.p99_ns,
-        max_ns: interval.max_ns,
-        gen_lag_p99_ns: interval.gen_lag_p99_ns,
-        busy: interval.busy,
     }
 }

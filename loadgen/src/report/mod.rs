@@ -16,8 +16,10 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checks::{self, machine};
+use crate::checks::machine::Machine;
+use crate::checks::{Check, Mark};
 use crate::events::Happened;
+use crate::measure::seconds::Interval;
 use crate::measure::totals::Totals;
 use crate::scenario::Scenario;
 use crate::slo::eval::Judged;
@@ -34,7 +36,7 @@ pub struct Run<'a> {
     pub totals: &'a Totals,
     pub checks: Vec<Check>,
     pub slos: Vec<Judged>,
-    pub events: Vec<Event>,
+    pub events: Vec<Happened>,
     pub machine: Machine,
     pub address: SocketAddr,
     pub same_host: bool,
@@ -74,7 +76,7 @@ pub struct Report {
     pub phases: Vec<Phase>,
     pub whole: Whole,
     pub intervals: Vec<Interval>,
-    pub events: Vec<Event>,
+    pub events: Vec<Happened>,
     pub skipped: Vec<Skipped>,
     /// What a reader must know to read the numbers, such as a rate that `calibrate` chose.
     pub notes: Vec<String>,
@@ -127,22 +129,6 @@ pub struct Target {
     pub address: SocketAddr,
     /// It competes with the generator for cores.
     pub same_host: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Machine {
-    pub cpu: String,
-    pub cores: u64,
-    pub governor: Option<String>,
-    pub clocksource: Option<String>,
-    pub kernel: String,
-    pub debug_build: bool,
-    /// Of all CPU time, 0 to 1, what the hypervisor gave to others.
-    pub steal_share: f64,
-    /// Of all CPU time, 0 to 1, what was not idle.
-    pub cpu_share: f64,
-    pub involuntary_switches: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -262,101 +248,12 @@ pub struct Connections {
     pub closed: u64,
 }
 
-/// A second of the run, by completion; in long runs several seconds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Interval {
-    pub from_s: u32,
-    pub seconds: u32,
-    pub scheduled: u64,
-    pub sent: u64,
-    pub ok: u64,
-    pub errors: u64,
-    pub in_flight: u64,
-    pub queued: u64,
-    pub open: u64,
-    pub p50_ns: u64,
-    pub p99_ns: u64,
-    pub max_ns: u64,
-    pub gen_lag_p99_ns: u64,
-    /// Of the busiest worker, 0 to 1.
-    pub busy: f64,
-}
-
-/// What was done to the server's surroundings.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Event {
-    pub name: String,
-    pub begun_ns: Option<u64>,
-    pub ended_ns: Option<u64>,
-    pub error: Option<String>,
-}
-
 /// A class that was left out because the server does not offer it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Skipped {
     pub traffic: String,
     pub reason: String,
-}
-
-/// A question that the generator asked itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Check {
-    pub id: String,
-    pub what: String,
-    pub value: String,
-    pub limit: String,
-    pub verdict: Passed,
-    /// What to do about it.
-    pub advice: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Passed {
-    Pass,
-    Warn,
-    Invalid,
-    Fail,
-}
-
-impl From<checks::Check> for Check {
-    fn from(check: checks::Check) -> Self {
-        let checks::Check { id, what, value, limit, verdict, advice } = check;
-        let verdict = match verdict {
-            checks::Verdict::Pass => Passed::Pass,
-            checks::Verdict::Warn => Passed::Warn,
-            checks::Verdict::Invalid => Passed::Invalid,
-            checks::Verdict::Fail => Passed::Fail,
-        };
-        Self { id: id.to_owned(), what, value, limit, verdict, advice }
-    }
-}
-
-impl From<Happened> for Event {
-    fn from(event: Happened) -> Self {
-        let Happened { name, begun_ns, ended_ns, error } = event;
-        Self { name, begun_ns, ended_ns, error }
-    }
-}
-
-impl From<&machine::Machine> for Machine {
-    fn from(machine: &machine::Machine) -> Self {
-        Self {
-            cpu: machine.cpu.clone(),
-            cores: machine.cores as u64,
-            governor: machine.governor.clone(),
-            clocksource: machine.clocksource.clone(),
-            kernel: machine.kernel.clone(),
-            debug_build: machine.debug_build,
-            steal_share: machine.steal_share,
-            cpu_share: machine.cpu_share,
-            involuntary_switches: machine.involuntary_switches,
-        }
-    }
 }
 
 /// The first of these that holds: interrupted (128 + the signal), failed (1), invalid (3), an SLO failed (99), 0.
@@ -366,8 +263,8 @@ pub fn verdict(ended: &Ended, checks: &[Check], slos: &[Judged]) -> (Verdict, u8
     match ended {
         Ended::Interrupted { signal } => (Verdict::Interrupted, 128 + signal),
         Ended::Failed(_) => (Verdict::Failed, 1),
-        Ended::AsPlanned if any(Passed::Fail) => (Verdict::Failed, 1),
-        Ended::AsPlanned if any(Passed::Invalid) => (Verdict::Invalid, 3),
+        Ended::AsPlanned if any(Mark::Fail) => (Verdict::Failed, 1),
+        Ended::AsPlanned if any(Mark::Invalid) => (Verdict::Invalid, 3),
         Ended::AsPlanned if slos.iter().any(|slo| !slo.pass) => (Verdict::Valid, 99),
         Ended::AsPlanned => (Verdict::Valid, 0),
     }

@@ -6,10 +6,12 @@
 
 use std::collections::BTreeMap;
 
-use super::{Between, Bound, Check, Connections, Event, Measured, Passed, Report, Times, Verdict};
+use super::{Between, Bound, Connections, Measured, Report, Times, Verdict};
+use crate::checks::{Check, Mark};
+use crate::events::Happened;
 use crate::measure::Outcome;
 use crate::measure::percentile::enough;
-use crate::measure::totals::Interval;
+use crate::measure::seconds::Interval;
 use crate::slo::eval::Judged;
 use crate::units;
 
@@ -92,10 +94,8 @@ fn headline(out: &mut String, report: &Report, look: Look) {
                 ("VALID", RED, format!(", but {} of {} SLOs failed: {which}", failed.len(), report.slo.len()))
             }
         },
-        Verdict::Invalid => ("INVALID", RED, format!(": {}", first(Passed::Invalid))),
-        Verdict::Failed => {
-            ("FAILED", RED, format!(": {}", report.reason.clone().unwrap_or_else(|| first(Passed::Fail))))
-        }
+        Verdict::Invalid => ("INVALID", RED, format!(": {}", first(Mark::Invalid))),
+        Verdict::Failed => ("FAILED", RED, format!(": {}", report.reason.clone().unwrap_or_else(|| first(Mark::Fail)))),
         Verdict::Interrupted => {
             let by = report.reason.as_deref().unwrap_or_default();
             let after = units::duration(report.lasted_ns);
@@ -356,7 +356,7 @@ fn percentiles(out: &mut String, traffic: &BTreeMap<String, Measured>) {
     }
 }
 
-fn events(out: &mut String, events: &[Event], look: Look) {
+fn events(out: &mut String, events: &[Happened], look: Look) {
     if !events.is_empty() {
         out.push_str("\nevents\n");
     }
@@ -393,7 +393,7 @@ fn checks(out: &mut String, checks: &[Check], look: Look) {
     let (Some(first), Some(last)) = (checks.first(), checks.last()) else { return };
     let many = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
     let counts: Vec<String> =
-        [(Passed::Pass, "passed"), (Passed::Warn, "warned"), (Passed::Invalid, "invalid"), (Passed::Fail, "failed")]
+        [(Mark::Pass, "passed"), (Mark::Warn, "warned"), (Mark::Invalid, "invalid"), (Mark::Fail, "failed")]
             .into_iter()
             .filter(|(verdict, _)| many(*verdict) > 0)
             .map(|(verdict, word)| format!("{} {word}", many(verdict)))
@@ -401,10 +401,10 @@ fn checks(out: &mut String, checks: &[Check], look: Look) {
     out.push_str(&format!("\nself-checks {}–{}: {}\n", first.id, last.id, counts.join(", ")));
     for check in checks {
         let (word, colour) = match check.verdict {
-            Passed::Pass => continue,
-            Passed::Warn => ("warn", YELLOW),
-            Passed::Invalid => ("INVALID", RED),
-            Passed::Fail => ("FAILED", RED),
+            Mark::Pass => continue,
+            Mark::Warn => ("warn", YELLOW),
+            Mark::Invalid => ("INVALID", RED),
+            Mark::Fail => ("FAILED", RED),
         };
         let mut line = String::new();
         paragraph(&mut line, 2, &format!("{word} {}", told(check)));

@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Comparison, Expression, Metric, Scope, Slo};
 use crate::measure::Outcome;
+use crate::measure::percentile::Distribution;
 use crate::measure::percentile::{Quantile, enough};
 use crate::measure::seconds::SecondOfTraffic;
-use crate::measure::totals::{Distribution, Sum, Totals};
+use crate::measure::totals::{Sum, Totals};
 use crate::plan::{Segment, segments};
 use crate::scenario::Scenario;
 use crate::units;
@@ -225,8 +226,9 @@ mod tests {
 
     use super::{Found, SecondOfTraffic, find, is_good, judge};
     use crate::measure::Outcome;
+    use crate::measure::percentile::Distribution;
     use crate::measure::percentile::Quantile;
-    use crate::measure::totals::{Distribution, Sum};
+    use crate::measure::totals::Sum;
     use crate::slo::Expression;
 
     const MS: u64 = 1_000_000;

@@ -14,10 +14,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 
-use super::read::RequestId;
-use super::write::by_chance;
 use crate::client::Client;
 use crate::engine::address::first_and_last;
+use crate::ledger::read::RequestId;
+use crate::ledger::write::by_chance;
 use crate::scenario::Scenario;
 
 /// The header that carries the id where nothing else was configured, and in which it comes back.

@@ -5,6 +5,8 @@
 //! follows a redirect. At its limit: a class that creates, and one that reads what another has just created, counts as
 //! offered as long as there is a key for it; a server that cannot be reached is an error.
 
+pub mod ids;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
