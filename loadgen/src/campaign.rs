@@ -4,7 +4,7 @@
 //! the calling one adds up what was measured. Never: changes a scenario. At its limit: an error of a worker or of the
 //! interval log (the disk is full) ends the run; what was measured until then is there, and its report says why.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
@@ -54,7 +54,7 @@ fn head_start_ns(scenario: &Scenario) -> u64 {
 /// since the origin; `intervals` is where the interval log goes.
 pub fn perform(
     job: Job,
-    intervals: Option<PathBuf>,
+    intervals: Option<&Path>,
     on_second: &mut dyn FnMut(&Totals, u32),
 ) -> anyhow::Result<Performed> {
     let job = Arc::new(job);
@@ -70,7 +70,7 @@ pub fn perform(
     let began_ns = clock::now_ns();
     let origin_ns = began_ns + head_start_ns(scenario);
     let begun_unix_ns = clock::unix_ns() + (origin_ns - began_ns);
-    let mut log = match &intervals {
+    let mut log = match intervals {
         Some(path) => Some(hlog::Log::create(path, scenario, begun_unix_ns)?),
         None => None,
     };
@@ -135,7 +135,6 @@ pub fn perform(
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::sync::atomic::AtomicBool;
 
     use super::*;
