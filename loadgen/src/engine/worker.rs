@@ -24,6 +24,7 @@ use super::http::{self, Step};
 use super::template::{self, Template};
 use super::{Defect, Ended, Job, Spin};
 use crate::clock;
+use crate::ledger::link_of;
 use crate::ledger::write::Writer;
 use crate::links;
 use crate::measure::recorder::Recorder;
@@ -418,7 +419,8 @@ impl<'a> Worker<'a> {
             self.target.extend_from_slice(&links::numbered_target(&traffic.name, ordinal));
         }
         let id = self.ledger.as_mut().map(|ledger| {
-            let id = ledger.sending(clock::now_ns(), &traffic.name, &traffic.method, &self.code);
+            let link = link_of(&traffic.method, &traffic.path, &self.code);
+            let id = ledger.sending(clock::now_ns(), &traffic.name, &traffic.method, link);
             (id, ledger.digits(id))
         });
         let connection = &mut self.connections[place.index as usize];
