@@ -7,7 +7,6 @@ use super::connection::Place;
 use super::template::Template;
 use crate::plan::Arrival;
 use crate::plan::pick::Picker;
-use crate::scenario::Traffic;
 
 /// An arrival that no connection has taken yet.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +21,6 @@ pub(super) struct Waiting {
 pub(super) struct Group {
     pub(super) template: Template,
     pub(super) picker: Picker,
-    pub(super) link: Link,
     pub(super) addresses: Addresses,
     /// In order of picking. Empty while a connection has room.
     pub(super) queue: VecDeque<Waiting>,
@@ -34,37 +32,6 @@ pub(super) struct Group {
     pub(super) connecting: usize,
     pub(super) max: usize,
     pub(super) clients: Clients,
-}
-
-/// Which link the requests of a class ask for: what the ledger calls their code.
-#[derive(Debug)]
-pub(super) enum Link {
-    /// The code that was picked.
-    Picked,
-    /// The path is that of one link.
-    Fixed(Vec<u8>),
-    /// None: an API, stats.
-    No,
-}
-
-impl Link {
-    pub(super) fn of_requests(traffic: &Traffic) -> Self {
-        let path = traffic.path.split(['?', '#']).next().unwrap_or("").trim_start_matches('/');
-        match path {
-            _ if !matches!(traffic.method.as_str(), "GET" | "HEAD") => Self::No,
-            "{code}" => Self::Picked,
-            _ if path.is_empty() || path.contains(['/', '{']) => Self::No,
-            _ => Self::Fixed(path.as_bytes().to_owned()),
-        }
-    }
-
-    pub(super) fn of<'a>(&'a self, picked: &'a [u8]) -> &'a [u8] {
-        match self {
-            Self::Picked => picked,
-            Self::Fixed(code) => code,
-            Self::No => &[],
-        }
-    }
 }
 
 /// Closed-loop clients of a class, those of this worker.

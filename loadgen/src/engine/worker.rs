@@ -20,11 +20,12 @@ use super::address::{self, Addresses, Failure};
 use super::answer;
 use super::connection::{Connection, Flight, Head, Phase, Place};
 use super::fresh::{CODE_MAX, Fresh, Ring};
-use super::group::{Clients, Group, Link, Waiting};
+use super::group::{Clients, Group, Waiting};
 use super::http::{self, Step};
 use super::template::{self, Template};
 use super::{Defect, Job, Spin};
 use crate::clock;
+use crate::ledger::link_of;
 use crate::ledger::write::Writer;
 use crate::links;
 use crate::measure::recorder::Recorder;
@@ -111,7 +112,6 @@ impl<'a> Worker<'a> {
             Ok(Group {
                 template: Template::compile(traffic, &scenario.run.target.authority, job.key.as_deref(), header)?,
                 picker: Picker::new(scenario, index),
-                link: Link::of_requests(traffic),
                 addresses: Addresses::new(traffic.bind, number, job.workers),
                 queue: std::collections::VecDeque::new(),
                 idle: std::collections::VecDeque::new(),
@@ -462,7 +462,7 @@ impl<'a> Worker<'a> {
             self.target.extend_from_slice(&links::numbered_target(&traffic.name, ordinal));
         }
         let id = self.ledger.as_mut().map(|ledger| {
-            let link = self.groups[number].link.of(&self.code);
+            let link = link_of(&traffic.method, &traffic.path, &self.code);
             let id = ledger.sending(clock::now_ns(), &traffic.name, &traffic.method, link);
             (id, ledger.digits(id))
         });
