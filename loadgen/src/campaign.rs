@@ -180,7 +180,7 @@ mod tests {
             stop: Arc::new(AtomicBool::new(false)),
             defect: None,
         };
-        let performed = perform(job, Some("/dev/full".into()), &mut |_, _| {}).unwrap();
+        let performed = perform(job, Some(Path::new("/dev/full")), &mut |_, _| {}).unwrap();
         let failure = performed.failure.unwrap_or_default();
         assert!(failure.starts_with("/dev/full: No space left"), "{failure}");
         assert_eq!(performed.totals.tally(&Scope::default()).of(Outcome::Ok), 100);
