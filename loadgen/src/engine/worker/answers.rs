@@ -2,7 +2,7 @@
 
 use rustix::event::epoll;
 
-use super::{BODY_BYTES_MAX, READ_BYTES, READS, Worker};
+use super::{READ_BYTES, Worker};
 use crate::engine::answer;
 use crate::engine::connection::{Flight, Head, Phase, Place};
 use crate::engine::fresh::{CODE_MAX, Fresh, Ring};
@@ -12,6 +12,11 @@ use crate::links;
 use crate::measure::{Connected, Outcome};
 use crate::plan::pick::Choice;
 use crate::scenario::{Pick, Scenario};
+
+/// Of a body that somebody looks at; the rest is passed over.
+const BODY_BYTES_MAX: usize = 64 << 10;
+/// Reads of one connection in one turn: a body without an end keeps nobody else waiting.
+const READS: usize = 8;
 
 impl Worker<'_> {
     pub(super) fn handle(&mut self, place: Place, flags: epoll::EventFlags) {

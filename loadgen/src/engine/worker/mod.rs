@@ -25,7 +25,7 @@ use crate::engine::address::Addresses;
 use crate::engine::connection::{Connection, Phase, Place};
 use crate::engine::fresh::Ring;
 use crate::engine::group::{Clients, Group, Waiting};
-use crate::engine::http::{self};
+use crate::engine::http;
 use crate::engine::template::Template;
 use crate::engine::{Defect, Job, Spin};
 use crate::ledger::write::Writer;
@@ -38,21 +38,15 @@ use crate::scenario::{Scenario, WhenFull};
 
 /// Most bytes of an answer that one read takes: those of 100 redirects.
 const READ_BYTES: usize = 64 << 10;
-/// Of a body that somebody looks at; the rest is passed over.
-const BODY_BYTES_MAX: usize = 64 << 10;
 /// Events of one wake-up; more come with the next.
 const EVENTS: usize = 512;
-/// The last part of a wait, which [`Spin::Auto`] polls away: a sleeper comes back some 30 µs late (half of the time; 50 one
+/// The last part of a wait, which [`Spin::Auto`] polls away: a sleeper comes back some 25 µs late (half of the time; 70 one
 /// time in a hundred). A share of it at most, so that the core is left to others for the rest however often it wakes up.
 const POLLED_NS: u64 = 50_000;
 const POLLED_SHARE: u64 = 4;
 /// A wait that is shorter found what it waited for when it began.
 const AT_ONCE_NS: u64 = 5_000;
 const SECOND_NS: u64 = 1_000_000_000;
-/// Reads of one connection in one turn: a body without an end keeps nobody else waiting.
-const READS: usize = 8;
-/// The pause of a closed loop's client that met no answer: a server that refuses would be asked without any.
-const PAUSE_NS: u64 = 1_000_000;
 /// Arrivals of one turn.
 const ARRIVALS: usize = 64;
 /// How often time-outs are looked for, at least and at most: a sweep of 8,000 connections takes about 40 µs.

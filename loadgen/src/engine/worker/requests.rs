@@ -1,6 +1,6 @@
 //! Requests of a worker: put on a connection, into the ledger, to the kernel; and their ends.
 
-use super::{PAUSE_NS, Worker};
+use super::Worker;
 use crate::clock;
 use crate::engine::Defect;
 use crate::engine::connection::{Flight, Place};
@@ -11,6 +11,9 @@ use crate::links;
 use crate::measure::{Outcome, Sample};
 use crate::plan::pick::Choice;
 use crate::scenario::Pick;
+
+/// The pause of a closed loop's client that met no answer: a server that refuses would be asked without any.
+const PAUSE_NS: u64 = 1_000_000;
 
 impl Worker<'_> {
     /// Puts a request on a connection that has room; `direct`: it did not wait for one.
