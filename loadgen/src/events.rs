@@ -2,10 +2,15 @@
 //!
 //! In: events with the instants of their begin and end. Out: for each, when it began and ended, and what went wrong.
 //! Never: leaves a process stopped that it stopped: it goes on at the event's end, when the run is stopped, and when this
-//! process dies, whatever kills it. At its limit: a command that takes longer than 30 s is killed, and that is its error.
+//! process dies, whatever kills it; signals a process that has taken the pid of one that ended. At its limit: a command that
+//! takes longer than 30 s is killed, and that is its error; one that begins an event is also killed when the run ends.
+//!
+//! Events are carried out one after the other: a begin or an end that takes long makes the next ones late, which
+//! [`Happened`] shows.
 //!
 //! The last promise is kept by a second process, the guard (`loadgen __guard`): before an event begins it is told over a
-//! pipe what undoes it, and after that was done, that it was. When the pipe closes in between, the guard does it.
+//! pipe what undoes it, and after that was done, that it was. When the pipe closes in between, the guard does it: an end
+//! that was being carried out when loadgen was killed is carried out again. Twice is what an outage can bear; never is not.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -58,7 +63,10 @@ const SIGNALS: [(&str, Signal); 9] = [
 #[serde(deny_unknown_fields)]
 pub struct Happened {
     pub name: String,
-    /// When its begin had been carried out, or had failed, since the run's origin; `None`: the run was stopped before.
+    /// When its begin was taken up, since the run's origin; `None`: the run was stopped before. Later than planned: the
+    /// event before it took too long.
+    pub started_ns: Option<u64>,
+    /// When its begin had been carried out, or had failed; between the two its command ran.
     pub begun_ns: Option<u64>,
     /// When its end had been carried out; `None`: it has none, or never began.
     pub ended_ns: Option<u64>,
@@ -109,10 +117,12 @@ pub fn run_with(
     let mut open: Vec<Undo> = Vec::new();
     let mut all = Vec::new();
     for event in events {
-        let mut happened = Happened { name: event.name.clone(), begun_ns: None, ended_ns: None, error: None };
+        let mut happened =
+            Happened { name: event.name.clone(), started_ns: None, begun_ns: None, ended_ns: None, error: None };
         if wait_until(origin_ns + event.at_ns, stop) {
             let others = open.len();
-            happened.error = begin(event, &mut open, &mut guard).err().map(|error| format!("begin: {error:#}"));
+            happened.started_ns = Some(clock::now_ns().saturating_sub(origin_ns));
+            happened.error = begin(event, &mut open, &mut guard, stop).err().map(|error| format!("begin: {error:#}"));
             happened.begun_ns = Some(clock::now_ns().saturating_sub(origin_ns));
             if event.end.is_some()
                 && open.len() > others
@@ -154,7 +164,7 @@ pub fn guard(input: impl BufRead) -> Result<()> {
 }
 
 /// Carries out an event's begin. Before, `open` and the guard learn how to undo it, where there is anything to undo.
-fn begin(event: &Event, open: &mut Vec<Undo>, guard: &mut io::Result<Guard>) -> Result<()> {
+fn begin(event: &Event, open: &mut Vec<Undo>, guard: &mut io::Result<Guard>, stop: &AtomicBool) -> Result<()> {
     let begin = prepare(&event.begin)?;
     let end = event.end.as_ref().map(prepare).transpose()?;
     let undo = Undo { end, go_on: begin.go_on() };
@@ -167,10 +177,10 @@ fn begin(event: &Event, open: &mut Vec<Undo>, guard: &mut io::Result<Guard>) -> 
             return Err(error);
         }
     }
-    let (done, result) = begin.carry_out();
-    if let Some(Undo { go_on: Some(Prepared::Signal { pids, .. }), .. }) = open.last_mut() {
+    let (done, result) = begin.carry_out(Some(stop));
+    if let Some(Undo { go_on: Some(Prepared::Signal { processes, .. }), .. }) = open.last_mut() {
         // With those that were forked meanwhile; the guard finds them among the descendants of the others.
-        *pids = done;
+        *processes = done;
     }
     result
 }
@@ -192,10 +202,11 @@ struct Undo {
 
 impl Undo {
     fn carry_out(self) -> Result<()> {
-        let ended = self.end.map_or(Ok(()), |end| end.carry_out().1);
+        // A stop does not keep what was begun from being ended.
+        let ended = self.end.map_or(Ok(()), |end| end.carry_out(None).1);
         if let Some(go_on) = self.go_on {
             // What has gone since needs nothing.
-            let _ = go_on.carry_out();
+            let _ = go_on.carry_out(None);
         }
         ended
     }
@@ -207,10 +218,18 @@ enum Prepared {
     /// Parents stand before their children.
     Signal {
         signal: String,
-        pids: Vec<i32>,
+        processes: Vec<Process>,
         tree: bool,
     },
     Exec(Vec<String>),
+}
+
+/// A process and no other: its pid is given anew after it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+struct Process {
+    pid: i32,
+    /// Ticks between the machine's start and its own.
+    started: u64,
 }
 
 /// Finds an action's processes, and checks that they may be signalled.
@@ -232,12 +251,13 @@ fn prepare(action: &Action) -> Result<Prepared> {
                 Err(Errno::PERM) => bail!("process {pid} belongs to somebody else: loadgen may not signal it"),
                 Err(error) => return Err(error).with_context(|| format!("process {pid}")),
             }
-            let pids = if *tree { with_descendants(&[pid])? } else { vec![pid] };
+            let (_, named) = look(pid).with_context(|| format!("there is no process {pid}"))?;
+            let processes = if *tree { with_descendants(&[named])? } else { vec![named] };
             ensure!(
-                !pids.contains(&own),
+                processes.iter().all(|process| process.pid != own),
                 "loadgen itself descends from process {pid}: leave tree out, or name another"
             );
-            Ok(Prepared::Signal { signal: signal.clone(), pids, tree: *tree })
+            Ok(Prepared::Signal { signal: signal.clone(), processes, tree: *tree })
         }
     }
 }
@@ -246,20 +266,21 @@ impl Prepared {
     /// What continues the processes that this stops.
     fn go_on(&self) -> Option<Self> {
         match self {
-            Self::Signal { signal, pids, tree } if signal == "STOP" => {
-                Some(Self::Signal { signal: "CONT".to_owned(), pids: pids.clone(), tree: *tree })
+            Self::Signal { signal, processes, tree } if signal == "STOP" => {
+                Some(Self::Signal { signal: "CONT".to_owned(), processes: processes.clone(), tree: *tree })
             }
             _ => None,
         }
     }
 
     /// Does it; gives the processes that were signalled, and the first error: it does not keep the rest from being done.
-    fn carry_out(&self) -> (Vec<i32>, Result<()>) {
+    /// A command is killed when `stop` is set.
+    fn carry_out(&self, stop: Option<&AtomicBool>) -> (Vec<Process>, Result<()>) {
         match self {
-            Self::Exec(arguments) => (Vec::new(), exec(arguments, EXEC_MAX_NS)),
-            Self::Signal { signal, pids, tree } => {
+            Self::Exec(arguments) => (Vec::new(), exec(arguments, EXEC_MAX_NS, stop)),
+            Self::Signal { signal, processes, tree } => {
                 let mut done = Vec::new();
-                let result = signal_named(signal).and_then(|signal| signal_all(signal, pids, *tree, &mut done));
+                let result = signal_named(signal).and_then(|signal| signal_all(signal, processes, *tree, &mut done));
                 (done, result)
             }
         }
@@ -267,23 +288,23 @@ impl Prepared {
 }
 
 /// Signals the processes and, with `tree`, what descends from them by now; `done` are those that were tried.
-fn signal_all(signal: Signal, pids: &[i32], tree: bool, done: &mut Vec<i32>) -> Result<()> {
-    let mut wanted = pids.to_vec();
+fn signal_all(signal: Signal, processes: &[Process], tree: bool, done: &mut Vec<Process>) -> Result<()> {
+    let mut wanted = processes.to_vec();
     let mut result = Ok(());
     for _ in 0..LOOKS_MAX {
         if tree {
             wanted = with_descendants(&wanted)?;
         }
-        let new: Vec<i32> = wanted.iter().copied().filter(|pid| !done.contains(pid)).collect();
+        let new: Vec<Process> = wanted.iter().copied().filter(|process| !done.contains(process)).collect();
         if new.is_empty() {
             break;
         }
-        for pid in new {
-            done.push(pid);
-            match send(pid, signal) {
+        for process in new {
+            done.push(process);
+            match send(process, signal) {
                 // Of a tree one may have ended since; the process that was named may not.
-                Err(Errno::SRCH) if pid != pids[0] => {}
-                sent => result = result.and(sent.with_context(|| format!("process {pid}"))),
+                Err(Errno::SRCH) if process != processes[0] => {}
+                sent => result = result.and(sent.with_context(|| format!("process {}", process.pid))),
             }
         }
     }
@@ -315,40 +336,51 @@ fn raw(pid: i32) -> Result<Pid, Errno> {
     Pid::from_raw(pid).filter(|_| pid > 1).ok_or(Errno::SRCH)
 }
 
-fn send(pid: i32, signal: Signal) -> Result<(), Errno> {
-    kill_process(raw(pid)?, signal)
+/// One that has ended is not there, whoever has its pid now.
+fn send(process: Process, signal: Signal) -> Result<(), Errno> {
+    match look(process.pid) {
+        Some((_, now)) if now == process => kill_process(raw(process.pid)?, signal),
+        _ => Err(Errno::SRCH),
+    }
 }
 
-/// The processes and all that descend from them, each once, parents before their children (/proc/PID/stat, proc(5)).
-fn with_descendants(pids: &[i32]) -> Result<Vec<i32>> {
-    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+/// The processes and all that descend from them, each once, parents before their children.
+fn with_descendants(processes: &[Process]) -> Result<Vec<Process>> {
+    let mut children: HashMap<i32, Vec<Process>> = HashMap::new();
     for entry in fs::read_dir("/proc").context("cannot read /proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         // One that has ended since has no children.
-        if let Some(parent) = parent_of(pid) {
-            children.entry(parent).or_default().push(pid);
+        if let Some((parent, process)) = look(pid) {
+            children.entry(parent).or_default().push(process);
         }
     }
-    let mut all: Vec<i32> = Vec::new();
-    let mut known: HashSet<i32> = HashSet::new();
-    all.extend(pids.iter().filter(|pid| known.insert(**pid)));
+    let mut all: Vec<Process> = Vec::new();
+    let mut known: HashSet<Process> = HashSet::new();
+    all.extend(processes.iter().filter(|process| known.insert(**process)));
     let mut next = 0;
-    while let Some(pid) = all.get(next) {
-        all.extend(children.remove(pid).unwrap_or_default().into_iter().filter(|pid| known.insert(*pid)));
+    while let Some(process) = all.get(next) {
+        // Of one that has ended the descendants are its own no more, and of the next with its pid they never were.
+        if next >= processes.len() || look(process.pid).is_some_and(|(_, now)| now == *process) {
+            let found = children.remove(&process.pid).unwrap_or_default();
+            all.extend(found.into_iter().filter(|process| known.insert(*process)));
+        }
         next += 1;
     }
     Ok(all)
 }
 
-fn parent_of(pid: i32) -> Option<i32> {
+/// A process's parent and itself; `None`: it is not there (fields 4 and 22 of /proc/PID/stat, proc_pid_stat(5)).
+fn look(pid: i32) -> Option<(i32, Process)> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // The name before it stands in parentheses, and may hold anything.
+    // The name before it, field 2, stands in parentheses and may hold anything.
     let after_name = stat.rsplit(|byte| *byte == b')').next()?;
-    std::str::from_utf8(after_name).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+    let mut fields = std::str::from_utf8(after_name).ok()?.split_ascii_whitespace();
+    let parent = fields.nth(1)?.parse().ok()?;
+    Some((parent, Process { pid, started: fields.nth(17)?.parse().ok()? }))
 }
 
-/// Runs a program without a shell and waits for its end, up to `max_ns`.
-fn exec(arguments: &[String], max_ns: u64) -> Result<()> {
+/// Runs a program without a shell and waits for its end, up to `max_ns` and until `stop` is set.
+fn exec(arguments: &[String], max_ns: u64, stop: Option<&AtomicBool>) -> Result<()> {
     let name = &arguments[0];
     let mut command = Command::new(name);
     // A group of its own: an interrupt from the terminal does not stop it half-way, and a time-out ends all of it.
@@ -365,9 +397,11 @@ fn exec(arguments: &[String], max_ns: u64) -> Result<()> {
             drain(&mut stderr, &mut tail);
             break status;
         }
-        if clock::now_ns() >= late_ns {
+        let stopped = stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
+        if stopped || clock::now_ns() >= late_ns {
             let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
             child.wait()?;
+            ensure!(!stopped, "the run ended while {name} ran, and {name} was killed");
             bail!("{name} took longer than {:?} and was killed", Duration::from_nanos(max_ns));
         }
         thread::sleep(TURN);
@@ -441,13 +475,20 @@ impl Drop for Guard {
 
 #[cfg(test)]
 mod tests {
-    use super::exec;
+    use std::process::Command;
+    use std::sync::atomic::AtomicBool;
+
+    use rustix::io::Errno;
+    use rustix::process::Signal;
+
+    use super::{Process, exec, look, send, signal_all, with_descendants};
 
     #[test]
     fn commands() {
         let check = |arguments: &[&str], max_ns: u64, expected: Option<&str>| {
             let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
-            let error = exec(&arguments, max_ns).err().map(|error| format!("{error:#}"));
+            let stop = AtomicBool::new(max_ns == STOPPED);
+            let error = exec(&arguments, max_ns, Some(&stop)).err().map(|error| format!("{error:#}"));
             match (&error, expected) {
                 (None, None) => {}
                 (Some(error), Some(expected)) if error.contains(expected) => {}
@@ -455,6 +496,7 @@ mod tests {
             }
         };
         const MINUTE_NS: u64 = 60_000_000_000;
+        const STOPPED: u64 = 600_000_000_000;
         check(&["true"], MINUTE_NS, None);
         check(&["false"], MINUTE_NS, Some("false: exit status: 1"));
         check(
@@ -467,5 +509,27 @@ mod tests {
         check(&["sh", "-c", "echo gone on >&2; sleep 5 & exit 1"], MINUTE_NS, Some(": gone on"));
         check(&["/nonexistent/program"], MINUTE_NS, Some("cannot run /nonexistent/program: No such file"));
         check(&["sleep", "60"], 1, Some("sleep took longer than 1ns and was killed"));
+        check(&["sleep", "60"], STOPPED, Some("the run ended while sleep ran, and sleep was killed"));
+    }
+
+    /// The pid is there, but it is another process that has it now.
+    #[test]
+    fn a_pid_that_was_given_anew_is_left_alone() {
+        let mut child = Command::new("sleep").arg("300").spawn().unwrap();
+        let (_, now) = look(i32::try_from(child.id()).unwrap()).unwrap();
+        let before = Process { started: now.started - 1, ..now };
+        assert_eq!(send(before, Signal::KILL), Err(Errno::SRCH));
+        let mut done = Vec::new();
+        let error = signal_all(Signal::KILL, &[before], true, &mut done).unwrap_err();
+        assert_eq!(format!("{error:#}"), format!("process {}: No such process (os error 3)", now.pid));
+        assert_eq!((done, child.try_wait().unwrap()), (vec![before], None));
+
+        let own = look(i32::try_from(std::process::id()).unwrap()).unwrap().1;
+        assert!(with_descendants(&[own]).unwrap().contains(&now));
+        assert_eq!(with_descendants(&[Process { started: own.started + 1, ..own }]).unwrap().len(), 1);
+
+        assert_eq!(send(now, Signal::KILL), Ok(()));
+        child.wait().unwrap();
+        assert_eq!(send(now, Signal::KILL), Err(Errno::SRCH));
     }
 }

@@ -135,6 +135,12 @@ fn block_of(set: &str) -> u64 {
 pub const TARGET_BYTES: usize = 40;
 const TARGET_START: &[u8; 24] = b"https://shop.example/to/";
 
+/// Whether a code may hold it: RFC 3986's unreserved characters (2.3).
+#[must_use]
+pub fn is_of_code(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
+}
+
 /// The target that belongs to a code: `https://shop.example/to/` and 16 hexadecimal digits of its hash, and no other
 /// code's (but for a collision of 64 bits).
 #[must_use]

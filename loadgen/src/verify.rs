@@ -383,7 +383,7 @@ fn take(
             requests.received += 1;
             requests.unanswered -= u64::from(asks);
             requests.redirects += u64::from(asks && is_redirect(status));
-            requests.wrong_location += u64::from(!location_right);
+            requests.wrong_location += u64::from(!location_right && is_redirect(status));
         }
         Record::Created { code, target, .. } => {
             ensure!(number < worker.len(), "id {id} created a link and was never sent");

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use loadgen::clock;
-use loadgen::events::{Happened, check, guard, run_with};
+use loadgen::events::{GUARD, Happened, check, run_with};
 use loadgen::scenario::{Action, Event, PidFrom};
 use rustix::process::{Pid, Signal, kill_process_group};
 
@@ -73,21 +73,15 @@ fn eventually(holds: impl Fn() -> bool) -> bool {
     true
 }
 
-/// This file's own program as the guard: see `as_guard`.
-fn this_as(name: &str) -> io::Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["--ignored", "--exact", name, "--nocapture"]);
-    Ok(command)
+/// The guard that users have.
+fn guard() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadgen"));
+    command.arg(GUARD);
+    command
 }
 
 fn run(events: &[Event], stop: &AtomicBool) -> Vec<Happened> {
-    run_with(|| this_as("as_guard"), events, clock::now_ns(), stop)
-}
-
-#[test]
-#[ignore = "not a test: the guard's process"]
-fn as_guard() {
-    guard(io::stdin().lock()).unwrap();
+    run_with(|| Ok(guard()), events, clock::now_ns(), stop)
 }
 
 #[test]
@@ -102,8 +96,9 @@ fn as_generator() {
 fn what_a_killed_generator_stopped_goes_on() {
     let target = sleeper();
     let pid = target.0.id();
-    let mut generator =
-        Kept::spawn(this_as("as_generator").unwrap().env("LOADGEN_TEST_STOPS", pid.to_string()).stdout(Stdio::null()));
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", "as_generator", "--nocapture"]);
+    let mut generator = Kept::spawn(command.env("LOADGEN_TEST_STOPS", pid.to_string()).stdout(Stdio::null()));
     assert!(eventually(|| state(pid) == Some('T')));
     generator.0.kill().unwrap();
     assert!(eventually(|| goes_on(pid)));
@@ -167,7 +162,8 @@ fn events_happen_in_their_order() {
     assert_eq!(errors, [None, Some("begin: sh: exit status: 4: why"), None, None]);
     for (event, happened) in events.iter().zip(&happened) {
         assert_eq!(event.name, happened.name);
-        assert!(happened.begun_ns.unwrap() >= event.at_ns);
+        assert!(happened.started_ns.unwrap() >= event.at_ns);
+        assert!(happened.begun_ns >= happened.started_ns);
         assert_eq!(happened.ended_ns.is_some(), event.end.is_some());
         assert!(happened.ended_ns.is_none_or(|ended_ns| ended_ns >= event.at_ns + event.lasts_ns));
     }
@@ -178,8 +174,47 @@ fn events_happen_in_their_order() {
 fn nothing_begins_after_the_stop() {
     let target = sleeper();
     let happened = run(&[event("late", 0, 0, signal("KILL", target.0.id(), false), None)], &AtomicBool::new(true));
-    assert_eq!(happened, [Happened { name: "late".to_owned(), begun_ns: None, ended_ns: None, error: None }]);
+    let never = Happened { name: "late".to_owned(), started_ns: None, begun_ns: None, ended_ns: None, error: None };
+    assert_eq!(happened, [never]);
     assert!(goes_on(target.0.id()));
+}
+
+/// The first begin never comes to an end by itself; the stop ends both it and
+/// what it started, and its end is carried out all the same.
+#[test]
+fn a_begin_that_runs_is_ended_with_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let long = format!("sleep 300 & echo $! > {0}.new; mv {0}.new {0}; wait", path("child").display());
+    let events = [
+        event("long", 0, HOUR_NS, exec(&long), Some(exec(&format!("echo end > {}", path("end").display())))),
+        event("next", 0, 0, exec(&format!("touch {}", path("next").display())), None),
+    ];
+    let stop = AtomicBool::new(false);
+    let happened = thread::scope(|scope| {
+        let running = scope.spawn(|| run(&events, &stop));
+        let begun = eventually(|| path("child").exists());
+        stop.store(true, Ordering::Relaxed);
+        let happened = running.join().unwrap();
+        assert!(begun);
+        happened
+    });
+    let child: u32 = fs::read_to_string(path("child")).unwrap().trim().parse().unwrap();
+    assert!(eventually(|| !goes_on(child)));
+    assert_eq!(happened[0].error.as_deref(), Some("begin: the run ended while sh ran, and sh was killed"));
+    assert!(happened[0].started_ns < happened[0].begun_ns && happened[0].ended_ns.is_some());
+    assert_eq!((happened[1].started_ns, path("next").exists()), (None, false));
+    assert_eq!(fs::read_to_string(path("end")).unwrap(), "end\n");
+}
+
+/// A begin that takes long makes the next event late, and both say so.
+#[test]
+fn who_was_late_is_told() {
+    let slow = event("slow", 0, 0, exec("sleep 0.05"), None);
+    let happened = run(&[slow, event("next", 1, 0, exec("true"), None)], &AtomicBool::new(false));
+    let [slow, next] = &happened[..] else { panic!("{happened:?}") };
+    assert!(slow.begun_ns.unwrap() - slow.started_ns.unwrap() >= 50_000_000, "{happened:?}");
+    assert!(next.started_ns >= slow.begun_ns, "{happened:?}");
 }
 
 #[test]

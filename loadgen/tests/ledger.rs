@@ -6,13 +6,21 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+use loadgen::campaign;
 use loadgen::clock;
+use loadgen::engine::{Job, LedgerJob, Spin};
 use loadgen::ledger::read::{Reader, Record, RequestId, at, unescape};
 use loadgen::ledger::write::{Id, Ledger};
 use loadgen::links::Catalogue;
 use loadgen::probe::ids::ask;
+use loadgen::scenario::change::Changes;
+use loadgen::scenario::load;
 use loadgen::scenario::{Connection, ConnectionKind, Expect, Pick, Run, Scenario, Target, Traffic, WhenFull};
+use loadgen::stub::Stub;
+use loadgen::stub::script::Script;
 use proptest::prelude::*;
 
 /// What a worker may write.
@@ -220,6 +228,10 @@ fn what_is_no_ledger_is_refused() {
         String::new(),
     ] {
         check(format!("{FIRST}{broken}\n"), "line 2 is no record of a ledger");
+        // Nor is one in the middle skipped: what stood there may have left.
+        let whole = format!("S\t{ID}\t1\tclicks\tGET\tabc\n");
+        check(format!("{FIRST}{whole}{broken}\n{whole}"), "line 3 is no record of a ledger");
+        check(format!("{FIRST}{whole}{broken}\n{whole}"), "run again, with the ledger on a disk with room");
     }
     check(format!("{FIRST}{}\n", "S".repeat(70_000)), "line 2: longer than 65536 bytes");
 }
@@ -302,6 +314,39 @@ fn ids_must_be_believed_from_all_addresses() {
     check(|peer| !is(peer, "127.64.255.254"), "X-Request-Id", &ranges, both);
     check(|_| false, "X-Request-Id", &[None], Some("trusted = [\"127.0.0.1/32\"]\n"));
     check(|_| false, "X-Load-Id", &[None], Some("]\n\n[visits]\nrequest_id_header = \"X-Load-Id\"\n"));
+}
+
+/// What the engine writes down of each kind of class.
+#[test]
+fn requests_for_links_are_told_from_others() {
+    for (class, expected) in [
+        ("request = \"GET /{code}?from=mail\"\ncode = { pick = \"one\", from = \"all\" }", "abc"),
+        ("request = \"GET /spring26?from=mail\"", "spring26"),
+        ("request = \"GET /stats/{code}\"\ncode = { pick = \"one\", from = \"all\" }", ""),
+    ] {
+        let stub = Stub::start(SocketAddr::from(([127, 0, 0, 1], 0)), Script::default()).unwrap();
+        let toml = format!(
+            "[run]\ntarget = \"http://{}\"\nseed = 7\n[links]\nall = {{ codes = [\"abc\"] }}\n[traffic.asks]\n{class}\n\
+             [[phase]]\nname = \"only\"\nfor = \"1s\"\nrate = 20\nmix = {{ asks = 1 }}\n",
+            stub.address()
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ledger");
+        let job = Job {
+            scenario: Arc::new(load::from_toml("test", &toml, Path::new("."), &Changes::default()).unwrap()),
+            workers: 1,
+            address: stub.address(),
+            spin: Spin::Never,
+            key: None,
+            ledger: Some(LedgerJob { file: file.clone(), header: "X-Request-Id".to_owned() }),
+            stop: Arc::new(AtomicBool::new(false)),
+            defect: None,
+        };
+        campaign::perform(job, None, &mut |_, _| {}).unwrap();
+        let (records, _) = read(&file).unwrap();
+        let codes: Vec<_> = records.iter().filter(|told| told.0 == 'S').map(|told| told.3[2].clone()).collect();
+        assert_eq!(codes, vec![expected.as_bytes(); 20], "{class}");
+    }
 }
 
 #[test]

@@ -191,7 +191,13 @@ fn checks() -> Vec<Check> {
 }
 
 fn event() -> Happened {
-    Happened { name: "store stalls".into(), begun_ns: Some(4 * SECOND), ended_ns: Some(5 * SECOND), error: None }
+    Happened {
+        name: "store stalls".into(),
+        started_ns: Some(4 * SECOND),
+        begun_ns: Some(4 * SECOND),
+        ended_ns: Some(5 * SECOND),
+        error: None,
+    }
 }
 
 #[test]

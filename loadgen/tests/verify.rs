@@ -331,6 +331,32 @@ fn what_people_read() {
     );
 }
 
+/// Of what is no redirect the last field says nothing, whatever it is.
+#[test]
+fn only_redirects_lead_to_a_wrong_target() {
+    for (status, right, expected) in [(302, 0, 1), (307, 0, 1), (302, 1, 0), (200, 0, 0), (404, 0, 0), (503, 0, 0)] {
+        let ledger = ledger_of(&format!("S\t{0}\t1\tclicks\tGET\tabc\nR\t{0}\t2\t{status}\t{right}\n", id(0)));
+        let visits = file_of("");
+        let findings = verify(ledger.path(), Some(visits.path()), None, Options::default()).unwrap();
+        assert_eq!(findings.requests.wrong_location, expected, "{status} {right}");
+    }
+}
+
+/// A request that asks for no link explains nothing, though its answer did not come.
+#[test]
+fn what_asks_for_no_link_explains_nothing() {
+    for (code, explained, counted) in [("abc", 1, 0), ("", 0, 1)] {
+        let ledger = ledger_of(&format!("S\t{}\t1\tstats\tGET\t{code}\n", id(0)));
+        let visits = file_of(&format!("request_id,code,kind\n{},abc,click\n", id(0)));
+        let findings = verify(ledger.path(), Some(visits.path()), None, Options::default()).unwrap();
+        assert_eq!(findings.requests.unanswered, explained);
+        assert_eq!(findings.visits.as_ref().map(|visits| visits.explained), Some(explained));
+        assert_eq!(findings.wrong.iter().map(|group| (group.wrong, group.count)).collect::<Vec<_>>(), {
+            if counted > 0 { vec![(Wrong::Counted, counted)] } else { Vec::new() }
+        });
+    }
+}
+
 #[test]
 fn totals_of_a_right_run() {
     let ledger = five();

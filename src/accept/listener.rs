@@ -31,17 +31,16 @@ pub struct Listener {
     pub passed: bool,
 }
 
-/// A socket for each worker. With port 0 the first one chooses, and the others follow.
+/// A socket for each worker. With port 0 the first one chooses, and the others follow. Where another process listens,
+/// also one that would share the address, the error is [`io::ErrorKind::AddrInUse`]: of two servers on one address each
+/// would answer a part of the visitors from its own store.
 pub fn bind(mut listen: Listen, workers: usize) -> io::Result<Vec<Listener>> {
+    // Without SO_REUSEPORT, which only an address that nobody has allows; given back at once.
+    unbound(listen)?.bind(&listen.address.into())?;
     let mut listeners = Vec::with_capacity(workers);
     for _ in 0..workers {
-        let socket = Socket::new(Domain::for_address(listen.address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
+        let socket = unbound(listen)?;
         socket.set_reuse_port(true)?;
-        if listen.address.is_ipv6() {
-            // 0.0.0.0 and [::] with the same port are two listeners, if somebody wants both.
-            socket.set_only_v6(true)?;
-        }
         // Inherited by what is accepted.
         socket.set_tcp_nodelay(true)?;
         socket.set_nonblocking(true)?;
@@ -52,6 +51,16 @@ pub fn bind(mut listen: Listen, workers: usize) -> io::Result<Vec<Listener>> {
         listeners.push(Listener { socket, listen, passed: false });
     }
     Ok(listeners)
+}
+
+fn unbound(listen: Listen) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(listen.address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if listen.address.is_ipv6() {
+        // 0.0.0.0 and [::] with the same port are two listeners, if somebody wants both.
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
 }
 
 /// Takes over the sockets that systemd passed (sd_listen_fds(3)), each with what the configuration says of its address.
@@ -106,6 +115,17 @@ pub fn reachable(mut address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_has_one_server() {
+        let listen =
+            Listen { address: ([127, 0, 0, 1], 0).into(), proxy_protocol: false, surface: Surface::Everything };
+        let first = bind(listen, 2).unwrap();
+        let same = Listen { address: first[0].listen.address, ..listen };
+        assert_eq!(bind(same, 2).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        bind(same, 2).unwrap();
+    }
 
     #[test]
     fn passed_sockets_are_shared_out() {

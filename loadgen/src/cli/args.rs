@@ -14,8 +14,8 @@ use crate::scenario::change::Changes;
 use crate::scenario::flags::Flags;
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 valid and all SLOs met · 1 the run failed · 2 usage or scenario · 3 invalid measurement ·
-99 an SLO failed · 130 or 143 interrupted";
+Exit codes: 0 valid and all SLOs met · 1 the run failed · 2 usage or scenario
+            3 invalid measurement · 99 an SLO failed · 130 or 143 interrupted";
 
 /// An open-loop load generator for servers of short links that tells when it was too late itself
 #[derive(Debug, Parser)]
@@ -37,17 +37,17 @@ pub enum Command {
     Check(Source),
     /// Draw a scenario: rates over time, arrivals, connections needed
     Plan(Source),
-    /// Create the links of a scenario that the server does not have yet
+    /// Create the links of a scenario that the server does not have yet, or write them to a CSV
     Seed(Seed),
     /// Measure what this machine can do, for the peak of scenarios
     Calibrate(Calibrate),
-    /// Print the report of a run again
+    /// Print the report of a run again, with all percentiles
     Report(Report),
     /// Serve redirects by a script, to try a load generator on
     Stub(Stub),
     /// Prove against a scripted server that what is reported is true
     Prove(Prove),
-    /// Hold what the server stored against what it was asked
+    /// Hold what the server stored against what it was asked (a run's --ledger)
     Verify(Verify),
 }
 
@@ -66,7 +66,7 @@ pub struct Run {
     /// Where the server's API key is [default: waypost-data/admin.key]
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
-    /// Do not create missing links before
+    /// Do not look for the scenario's links, nor create those that are missing
     #[arg(long)]
     pub no_seed: bool,
     #[command(flatten)]
@@ -118,13 +118,13 @@ pub struct Common {
     /// Whether a worker that waits polls instead of sleeping; auto: for the last 50 µs
     #[arg(long, default_value = "auto", value_parser = spin())]
     pub spin: Spin,
-    /// Write each request before it is sent, for verify
+    /// A new file that each request is written to before it is sent, for verify
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,
     /// The header that carries a request's number in the ledger
     #[arg(long, value_name = "NAME", default_value = "X-Request-Id", requires = "ledger")]
     pub ledger_header: String,
-    /// Accepted for oha's sake: there is none
+    /// Accepted as oha has it: there is no live view
     #[arg(long, hide_short_help = true)]
     pub no_tui: bool,
 }
@@ -161,34 +161,34 @@ pub struct Report {
 #[derive(Debug, clap::Args)]
 pub struct Stub {
     /// Where to listen; port 0 is any free one
-    #[arg(long, default_value = "127.0.0.1:9999")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9999")]
     pub listen: SocketAddr,
-    /// From a request's turn to its answer: 100us
-    #[arg(long)]
+    /// How long an answer takes, such as 100us
+    #[arg(long, value_name = "TIME")]
     pub service: Option<String>,
-    /// Answers a second: 40k
-    #[arg(long)]
+    /// Most answers a second, such as 40k
+    #[arg(long, value_name = "RATE")]
     pub capacity: Option<String>,
-    /// Nothing is read or answered for 2s, 20 s after the first request: 2s@20s, forever@20s
-    #[arg(long)]
+    /// Nothing is read or answered for so long, so long after the first request: 2s@20s, forever@20s
+    #[arg(long, value_name = "TIME@FROM")]
     pub stall: Option<String>,
-    /// One of so many connections is never answered: 1/64
-    #[arg(long)]
+    /// One of so many connections is never answered, such as 1/64
+    #[arg(long, value_name = "1/N")]
     pub stuck: Option<String>,
-    /// No connection is accepted for so long: 1s@5s
-    #[arg(long)]
+    /// No connection is accepted for so long, such as 1s@5s
+    #[arg(long, value_name = "TIME@FROM")]
     pub accept_stall: Option<String>,
-    /// A share of requests takes longer: 1%@50ms
-    #[arg(long)]
+    /// A share of requests takes longer, such as 1%@50ms
+    #[arg(long, value_name = "SHARE@TIME")]
     pub slow: Option<String>,
-    /// Answers with an error for so long: 503:1s@5s
-    #[arg(long)]
+    /// Each answer is a 503 for so long, such as 503:1s@5s
+    #[arg(long, value_name = "503:TIME@FROM")]
     pub fail: Option<String>,
-    /// A share of requests is answered by a reset: 1%
-    #[arg(long)]
+    /// A share of requests is answered by a reset, such as 1%
+    #[arg(long, value_name = "SHARE")]
     pub reset: Option<String>,
-    /// Bodies come one byte each so often: 1ms
-    #[arg(long)]
+    /// Bodies come byte by byte, one each so often, such as 1ms
+    #[arg(long, value_name = "TIME")]
     pub drip: Option<String>,
 }
 
@@ -216,7 +216,7 @@ pub struct Prove {
     /// Plant a fault that the proofs must find
     #[arg(long, hide = true, value_parser = defect())]
     pub plant: Option<Defect>,
-    /// Only this case
+    /// Only this case, such as "stall to the end"
     #[arg(long, value_name = "CASE")]
     pub only: Option<String>,
     /// Fewer and shorter cases

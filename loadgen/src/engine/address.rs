@@ -117,7 +117,8 @@ pub enum Failure {
 #[must_use]
 pub fn failure(error: &io::Error) -> Failure {
     match Errno::from_io_error(error) {
-        Some(Errno::MFILE | Errno::NFILE) => Failure::NoFd,
+        // Memory for sockets, and watches of epoll, are as much ours as files.
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC) => Failure::NoFd,
         // bind(2) says ADDRINUSE when all ports of the address are taken, connect(2) ADDRNOTAVAIL.
         Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) => Failure::NoPort,
         Some(Errno::CONNREFUSED) => Failure::Refused,

@@ -10,7 +10,7 @@ use crate::ledger::write::Id;
 use crate::plan::pick::Choice;
 
 /// A request that was put on a connection and has not ended.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Flight {
     pub(super) segment: u16,
     pub(super) intended_ns: u64,
@@ -25,6 +25,8 @@ pub(super) struct Flight {
     pub(super) id: Option<Id>,
     /// Found a free connection as soon as it was picked.
     pub(super) direct: bool,
+    /// Has ended by its time-out; others on the connection are still waited for, and its answer would be passed over.
+    pub(super) given_up: bool,
 }
 
 /// What the head of the present answer said.

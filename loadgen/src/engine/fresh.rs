@@ -12,6 +12,9 @@ pub(super) const CODE_MAX: usize = 32;
 /// Codes of one class that one worker keeps of each kind.
 const KEPT_MAX: usize = 4_096;
 
+/// A code that is read later than this after it was due waited for a reader, not for the server.
+const WAIT_NS: u64 = 5_000_000;
+
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fresh {
     code: [u8; CODE_MAX],
@@ -22,6 +25,8 @@ pub(super) struct Fresh {
     pub(super) created_ns: u64,
     /// No right answer for it yet.
     pub(super) unseen: bool,
+    /// Waited for a reader longer than for its delay: the time to its answer would be that wait.
+    waited: bool,
 }
 
 impl Fresh {
@@ -31,12 +36,17 @@ impl Fresh {
         let mut kept = [0; CODE_MAX];
         kept.get_mut(..code.len())?.copy_from_slice(code);
         let length = u8::try_from(code.len()).ok()?;
-        Some(Self { code: kept, length, ordinal, created_ns, unseen: true })
+        Some(Self { code: kept, length, ordinal, created_ns, unseen: true, waited: false })
     }
 
     #[must_use]
     pub(super) fn code(&self) -> &[u8] {
         &self.code[..usize::from(self.length)]
+    }
+
+    /// Whether the time from its create to its answer is the server's.
+    pub(super) fn is_timed(&self) -> bool {
+        self.unseen && !self.waited
     }
 }
 
@@ -53,14 +63,16 @@ impl Ring {
         if self.unseen.len() == KEPT_MAX {
             self.unseen.pop_front();
         }
-        self.unseen.push_back((due_ns, fresh));
+        // Mostly at the end: only one that is asked for again may be due later than a newer one.
+        let at = self.unseen.partition_point(|(other_ns, _)| *other_ns <= due_ns);
+        self.unseen.insert(at, (due_ns, fresh));
     }
 
     /// The code to ask for now.
     pub(super) fn take(&mut self, now_ns: u64) -> Option<Fresh> {
         let due = self.unseen.partition_point(|(due_ns, _)| *due_ns <= now_ns);
-        if let Some((_, fresh)) = due.checked_sub(1).and_then(|newest| self.unseen.remove(newest)) {
-            return Some(fresh);
+        if let Some((due_ns, fresh)) = due.checked_sub(1).and_then(|newest| self.unseen.remove(newest)) {
+            return Some(Fresh { waited: fresh.waited || now_ns > due_ns + WAIT_NS, ..fresh });
         }
         let fresh = self.seen.pop_front()?;
         self.seen.push_back(fresh);

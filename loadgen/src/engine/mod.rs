@@ -88,17 +88,10 @@ pub enum Defect {
     CachedClock,
 }
 
-/// A worker that has ended.
-#[derive(Debug, Clone, Copy)]
-pub struct Ended {
-    /// CPU time of its thread.
-    pub cpu_ns: u64,
-}
-
 /// Threads that are at work.
 #[derive(Debug)]
 pub struct Running {
-    threads: Vec<JoinHandle<anyhow::Result<Ended>>>,
+    threads: Vec<JoinHandle<anyhow::Result<()>>>,
 }
 
 impl Running {
@@ -109,9 +102,9 @@ impl Running {
     }
 
     /// Waits for all workers. The first error among them is the run's.
-    pub fn join(self) -> anyhow::Result<Vec<Ended>> {
+    pub fn join(self) -> anyhow::Result<()> {
         let ended: Vec<_> = self.threads.into_iter().map(JoinHandle::join).collect();
-        ended.into_iter().map(|ended| ended.map_err(|_| anyhow::anyhow!("a worker panicked"))?).collect()
+        ended.into_iter().try_for_each(|ended| ended.map_err(|_| anyhow::anyhow!("a worker panicked"))?)
     }
 }
 
@@ -124,23 +117,55 @@ pub fn start(
     ledger: Option<&Ledger>,
 ) -> anyhow::Result<Running> {
     raise_file_limit();
-    let threads = recorders.into_iter().enumerate().map(|(number, recorder)| {
+    let mut running = Running { threads: Vec::new() };
+    for (number, recorder) in recorders.into_iter().enumerate() {
+        if let Err(error) = running.add(job, segments, origin_ns, number, recorder, ledger) {
+            job.stop.store(true, Relaxed);
+            // Those that run already have nothing else to say.
+            let _ = running.join();
+            return Err(error);
+        }
+    }
+    Ok(running)
+}
+
+impl Running {
+    fn add(
+        &mut self,
+        job: &Arc<Job>,
+        segments: &Arc<[Segment]>,
+        origin_ns: u64,
+        number: usize,
+        recorder: Recorder,
+        ledger: Option<&Ledger>,
+    ) -> anyhow::Result<()> {
         let (job, segments) = (Arc::clone(job), Arc::clone(segments));
         let writer = ledger.map(|ledger| ledger.writer(number)).transpose()?;
-        let name = format!("loadgen-{number}");
-        let thread = thread::Builder::new().name(name).spawn(move || {
+        let thread = thread::Builder::new().name(format!("loadgen-{number}")).spawn(move || {
+            let mut alone = Alone { stop: &job.stop, ended: false };
             // Waking up is late by it otherwise, 50 µs (prctl(2), PR_SET_TIMERSLACK).
             let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
-            let ended = Worker::new(&job, &segments, number, origin_ns, recorder, writer).and_then(Worker::run);
-            // One that cannot go on ends the others: half a load measures nothing.
-            if ended.is_err() {
-                job.stop.store(true, Relaxed);
-            }
-            ended
+            let worked = Worker::new(&job, &segments, number, origin_ns, recorder, writer).and_then(Worker::run);
+            alone.ended = worked.is_ok();
+            worked
         })?;
-        Ok(thread)
-    });
-    Ok(Running { threads: threads.collect::<anyhow::Result<_>>()? })
+        self.threads.push(thread);
+        Ok(())
+    }
+}
+
+/// A worker that cannot go on, or panics, ends the others: half a load measures nothing.
+struct Alone<'a> {
+    stop: &'a AtomicBool,
+    ended: bool,
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.stop.store(true, Relaxed);
+        }
+    }
 }
 
 /// Cores that this process may use.

@@ -9,6 +9,7 @@
 //! 7. events: connections that opened, answers, ends.
 
 use std::io;
+use std::iter::Peekable;
 use std::sync::atomic::Ordering::Relaxed;
 
 use rustix::event::Timespec;
@@ -18,12 +19,13 @@ use rustix::fd::OwnedFd;
 use super::address::{self, Addresses, Failure};
 use super::answer;
 use super::connection::{Connection, Flight, Head, Phase, Place};
-use super::fresh::{Fresh, Ring};
+use super::fresh::{CODE_MAX, Fresh, Ring};
 use super::group::{Clients, Group, Waiting};
 use super::http::{self, Step};
 use super::template::{self, Template};
-use super::{Defect, Ended, Job, Spin};
+use super::{Defect, Job, Spin};
 use crate::clock;
+use crate::ledger::link_of;
 use crate::ledger::write::Writer;
 use crate::links;
 use crate::measure::recorder::Recorder;
@@ -43,10 +45,23 @@ const EVENTS: usize = 512;
 /// time in a hundred). A share of it at most, so that the core is left to others for the rest however often it wakes up.
 const POLLED_NS: u64 = 50_000;
 const POLLED_SHARE: u64 = 4;
+/// A wait that is shorter found what it waited for when it began.
+const AT_ONCE_NS: u64 = 5_000;
+const SECOND_NS: u64 = 1_000_000_000;
+/// Reads of one connection in one turn: a body without an end keeps nobody else waiting.
+const READS: usize = 8;
+/// The pause of a closed loop's client that met no answer: a server that refuses would be asked without any.
+const PAUSE_NS: u64 = 1_000_000;
 /// Arrivals of one turn.
 const ARRIVALS: usize = 64;
 /// How often time-outs are looked for, at least and at most: a sweep of 8,000 connections takes about 40 µs.
 const SWEEP_NS: (u64, u64) = (1_000_000, 50_000_000);
+
+/// How the turns of a worker ended.
+enum Over {
+    AsPlanned,
+    Stopped,
+}
 
 pub(super) struct Worker<'a> {
     job: &'a Job,
@@ -64,6 +79,8 @@ pub(super) struct Worker<'a> {
     ledger: Option<Writer>,
     /// Connections with bytes to be written in this turn.
     staged: Vec<Place>,
+    /// Connections that had more to read than one turn takes, and whether the server has closed them.
+    unfinished: Vec<(Place, bool)>,
     in_flight: usize,
     /// The segment of the present instant.
     segment: usize,
@@ -124,6 +141,7 @@ impl<'a> Worker<'a> {
             recorder,
             ledger,
             staged: Vec::new(),
+            unfinished: Vec::new(),
             in_flight: 0,
             segment: 0,
             scratch: vec![0; http::HEAD_MAX + READ_BYTES],
@@ -134,17 +152,30 @@ impl<'a> Worker<'a> {
         })
     }
 
-    /// From before the origin to the last answer.
-    pub(super) fn run(mut self) -> anyhow::Result<Ended> {
+    /// From before the origin to the last answer. Whatever ends it, what was measured until then is given away.
+    pub(super) fn run(mut self) -> anyhow::Result<()> {
         self.open_pools();
         let mut arrivals = Arrivals::new(self.scenario, self.number, self.job.workers).peekable();
+        let turned = self.turns(&mut arrivals);
+        // A worker that was too slow for its plan says so: these came too late to be sent at all.
+        while let Some(arrival) = arrivals.next().filter(|_| matches!(turned, Ok(Over::AsPlanned))) {
+            let waiting = Waiting { arrival, intended_ns: self.origin_ns + arrival.at_ns, picked_ns: self.now_ns() };
+            self.recorder.arrived(arrival.segment, arrival.traffic, waiting.intended_ns, waiting.picked_ns);
+            self.recorder.left(arrival.segment, arrival.traffic, waiting.intended_ns, waiting.picked_ns);
+            self.unsent(waiting, Outcome::Unsent);
+        }
+        self.end(turned.map(|_| ()))
+    }
+
+    fn turns(&mut self, arrivals: &mut Peekable<Arrivals<'_>>) -> anyhow::Result<Over> {
+        let mut stopped = false;
         let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS);
         let last_ns = self.origin_ns + self.scenario.length_ns();
+        let mut heard = 0;
         let mut give_up_ns = last_ns + self.scenario.run.drain_ns;
         let sweep_ns = (self.scenario.run.timeout_ns / 100).clamp(SWEEP_NS.0, SWEEP_NS.1);
-        let mut sweep_at_ns = self.origin_ns + sweep_ns;
-        let mut stopped = false;
         let (mut wanted_ns, mut slept_ns, mut turn_ns) = (u64::MAX, 0, clock::now_ns());
+        let mut sweep_at_ns = turn_ns + sweep_ns;
 
         loop {
             if !stopped && self.job.stop.load(Relaxed) {
@@ -162,7 +193,8 @@ impl<'a> Worker<'a> {
             let over = stopped || now_ns >= last_ns;
             self.ask_again(now_ns, over);
             self.flush()?;
-            if now_ns >= sweep_at_ns {
+            // Where a wake-up brought as many events as it can, answers may still lie in the kernel.
+            if now_ns >= sweep_at_ns && heard < EVENTS {
                 self.sweep(now_ns);
                 sweep_at_ns = now_ns + sweep_ns;
             }
@@ -172,35 +204,46 @@ impl<'a> Worker<'a> {
 
             let arrived = stopped || arrivals.peek().is_none();
             if (over && arrived && self.in_flight + queued == 0) || now_ns >= give_up_ns {
-                break;
+                return Ok(if stopped { Over::Stopped } else { Over::AsPlanned });
             }
+            let since_ns = now_ns.saturating_sub(self.origin_ns);
             let due_ns = [
                 arrivals.peek().filter(|_| !stopped).map_or(u64::MAX, |arrival| self.origin_ns + arrival.at_ns),
                 self.groups.iter().filter_map(|group| group.clients.due_ns.front().copied()).min().unwrap_or(u64::MAX),
-                if over { u64::MAX } else { last_ns },
+                // Closed loops begin and end with their phases.
+                if over { u64::MAX } else { self.origin_ns + self.segments[self.segment].to_ns },
+                if now_ns < self.origin_ns {
+                    self.origin_ns
+                } else {
+                    self.origin_ns + since_ns.next_multiple_of(SECOND_NS)
+                },
+                if self.unfinished.is_empty() { u64::MAX } else { now_ns },
                 sweep_at_ns,
             ];
             let next_ns = due_ns.into_iter().min().unwrap_or(sweep_at_ns);
 
             let asleep_ns = clock::now_ns();
             let busy_ns = asleep_ns - turn_ns;
-            let late_ns = turn_ns.saturating_sub(wanted_ns).max(busy_ns);
-            self.recorder.turn(busy_ns, slept_ns, late_ns);
+            if asleep_ns >= self.origin_ns {
+                let late_ns = turn_ns.saturating_sub(wanted_ns).max(busy_ns);
+                self.recorder.turn(busy_ns, slept_ns, late_ns);
+            }
             self.stale_ns = asleep_ns;
             wanted_ns = self.wait(&mut events, next_ns, asleep_ns)?;
-            self.woken_ns = clock::now_ns();
-            (turn_ns, slept_ns) = (self.woken_ns, self.woken_ns - asleep_ns);
+            let woken_ns = clock::now_ns();
+            slept_ns = woken_ns - asleep_ns;
+            // What is there at once may have come at any time since the sockets were last looked at.
+            self.woken_ns = if slept_ns < AT_ONCE_NS { turn_ns } else { woken_ns };
+            turn_ns = woken_ns;
+            heard = events.len();
+            let unfinished = std::mem::take(&mut self.unfinished);
             for event in events.drain(..) {
                 self.handle(Place::unpack(event.data.u64()), event.flags);
             }
+            for (place, closing) in unfinished {
+                self.heard(place, closing);
+            }
         }
-        // A worker that was too slow for its plan says so: these came too late to be sent at all.
-        while let Some(arrival) = arrivals.next().filter(|_| !stopped) {
-            let waiting = Waiting { arrival, intended_ns: self.origin_ns + arrival.at_ns, picked_ns: self.now_ns() };
-            self.recorder.arrived(arrival.segment, arrival.traffic, waiting.intended_ns, waiting.picked_ns);
-            self.unsent(waiting, Outcome::Unsent);
-        }
-        self.end()
     }
 
     /// The clock, read anew for each instant that is recorded.
@@ -359,13 +402,13 @@ impl<'a> Worker<'a> {
     }
 
     fn not_opened(&mut self, number: usize, error: &io::Error) {
-        self.recorder.connected(number as u16, Connected::Failed);
-        let outcome = match address::failure(error) {
-            Failure::Refused => Outcome::Refused,
-            Failure::NoFd => Outcome::NoFd,
-            Failure::NoPort => Outcome::NoPort,
-            Failure::Other => Outcome::Reset,
+        let (outcome, what) = match address::failure(error) {
+            Failure::Refused => (Outcome::Refused, Connected::Failed),
+            Failure::NoFd => (Outcome::NoFd, Connected::FailedByUs),
+            Failure::NoPort => (Outcome::NoPort, Connected::FailedByUs),
+            Failure::Other => (Outcome::Reset, Connected::Failed),
         };
+        self.recorder.connected(number as u16, what);
         if let Some(waiting) = self.groups[number].queue.pop_front() {
             self.unsent(waiting, outcome);
         }
@@ -375,10 +418,11 @@ impl<'a> Worker<'a> {
     fn close(&mut self, place: Place, outcome: Outcome, why: Connected) {
         let connection = &mut self.connections[place.index as usize];
         let number = usize::from(connection.group);
-        let head = std::mem::take(&mut connection.head);
         let done_ns = self.now_ns();
         while let Some(flight) = self.connections[place.index as usize].flights.pop_front() {
-            self.finish(number, &flight, Head { status: 0, ..head }, outcome, done_ns);
+            if !flight.given_up {
+                self.finish(number, &flight, 0, outcome, done_ns);
+            }
         }
         self.recorder.connected(number as u16, why);
         self.release(place);
@@ -408,7 +452,7 @@ impl<'a> Worker<'a> {
             Choice::None => {}
             Choice::Link { set, index } => self.scenario.catalogue.code_into(usize::from(set), index, &mut self.code),
             Choice::Random { digits, length } => self.code.extend_from_slice(&digits[..usize::from(length)]),
-            Choice::Fresh { from } => match self.rings[usize::from(from)].take(waiting.picked_ns) {
+            Choice::Fresh { from } => match self.rings[usize::from(from)].take(clock::now_ns()) {
                 Some(taken) => self.code.extend_from_slice(fresh.insert(taken).code()),
                 None => return self.unsent(waiting, Outcome::NoCode),
             },
@@ -418,7 +462,8 @@ impl<'a> Worker<'a> {
             self.target.extend_from_slice(&links::numbered_target(&traffic.name, ordinal));
         }
         let id = self.ledger.as_mut().map(|ledger| {
-            let id = ledger.sending(clock::now_ns(), &traffic.name, &traffic.method, &self.code);
+            let link = link_of(&traffic.method, &traffic.path, &self.code);
+            let id = ledger.sending(clock::now_ns(), &traffic.name, &traffic.method, link);
             (id, ledger.digits(id))
         });
         let connection = &mut self.connections[place.index as usize];
@@ -445,6 +490,7 @@ impl<'a> Worker<'a> {
             fresh,
             id: id.map(|(id, _)| id),
             direct,
+            given_up: false,
         });
         if !connection.staged {
             connection.staged = true;
@@ -486,11 +532,11 @@ impl<'a> Worker<'a> {
             woken_ns: self.woken_ns,
             created_ns: 0,
         });
-        self.think(usize::from(arrival.traffic), done_ns);
+        self.think(usize::from(arrival.traffic), done_ns, false);
     }
 
-    /// Ends a request that was on a connection.
-    fn finish(&mut self, number: usize, flight: &Flight, head: Head, outcome: Outcome, done_ns: u64) {
+    /// Ends a request that was on a connection; `status` is 0 where no answer came.
+    fn finish(&mut self, number: usize, flight: &Flight, status: u16, outcome: Outcome, done_ns: u64) {
         let traffic = &self.scenario.traffic[number];
         self.in_flight -= 1;
         if let (Some(fresh), Pick::Fresh { from, delay_ns }) = (flight.fresh, &traffic.pick) {
@@ -501,7 +547,7 @@ impl<'a> Worker<'a> {
             segment: flight.segment,
             traffic: number as u16,
             outcome,
-            status: head.status,
+            status,
             bytes: flight.bytes,
             intended_ns: if from_send { flight.sent_ns } else { flight.intended_ns },
             picked_ns: flight.picked_ns,
@@ -509,15 +555,16 @@ impl<'a> Worker<'a> {
             first_byte_ns: flight.first_byte_ns,
             done_ns,
             woken_ns: self.woken_ns,
-            created_ns: flight.fresh.filter(|fresh| fresh.unseen).map_or(0, |fresh| fresh.created_ns),
+            created_ns: flight.fresh.filter(|fresh| fresh.is_timed()).map_or(0, |fresh| fresh.created_ns),
         });
-        self.think(number, done_ns);
+        self.think(number, done_ns, status != 0);
     }
 
-    /// A closed loop's client has its answer.
-    fn think(&mut self, number: usize, now_ns: u64) {
+    /// A closed loop's client has its answer, or none.
+    fn think(&mut self, number: usize, now_ns: u64, answered: bool) {
         if let Some(closed) = self.scenario.traffic[number].closed {
-            self.groups[number].clients.due_ns.push_back(now_ns + closed.think_ns);
+            let pause_ns = if answered { closed.think_ns } else { closed.think_ns.max(PAUSE_NS) };
+            self.groups[number].clients.due_ns.push_back(now_ns + pause_ns);
         }
     }
 
@@ -572,19 +619,14 @@ impl<'a> Worker<'a> {
         for index in 0..self.connections.len() {
             let connection = &self.connections[index];
             let place = Place { index: index as u32, generation: connection.generation };
-            let since_ns = match connection.phase {
-                Phase::Closed => continue,
-                Phase::Connecting(since_ns) => since_ns,
-                Phase::Open => match connection.flights.front() {
-                    Some(flight) => flight.intended_ns,
-                    None => continue,
-                },
-            };
-            if since_ns + timeout_ns <= now_ns {
-                let connecting = matches!(connection.phase, Phase::Connecting(_));
-                let number = usize::from(connection.group);
-                self.close(place, Outcome::Timeout, if connecting { Connected::Failed } else { Connected::Closed });
-                self.grow(number);
+            let number = usize::from(connection.group);
+            match connection.phase {
+                Phase::Connecting(since_ns) if since_ns + timeout_ns <= now_ns => {
+                    self.close(place, Outcome::Timeout, Connected::Failed);
+                    self.grow(number);
+                }
+                Phase::Open => self.give_up(place, now_ns.saturating_sub(timeout_ns)),
+                _ => {}
             }
         }
         for number in 0..self.groups.len() {
@@ -594,6 +636,27 @@ impl<'a> Worker<'a> {
             while let Some(waiting) = queue(self) {
                 self.unsent(waiting, Outcome::Unsent);
             }
+        }
+    }
+
+    /// Ends the requests of a connection that were due by `until_ns`, and the connection when there is no other on it.
+    fn give_up(&mut self, place: Place, until_ns: u64) {
+        let number = usize::from(self.connections[place.index as usize].group);
+        let mut waited_for = 0;
+        for index in 0..self.connections[place.index as usize].flights.len() {
+            let flight = &mut self.connections[place.index as usize].flights[index];
+            if flight.given_up || flight.intended_ns > until_ns {
+                waited_for += usize::from(!flight.given_up);
+                continue;
+            }
+            flight.given_up = true;
+            let flight = *flight;
+            let done_ns = self.now_ns();
+            self.finish(number, &flight, 0, Outcome::Timeout, done_ns);
+        }
+        if waited_for == 0 && !self.connections[place.index as usize].flights.is_empty() {
+            self.close(place, Outcome::Timeout, Connected::Closed);
+            self.grow(number);
         }
     }
 
@@ -610,7 +673,8 @@ impl<'a> Worker<'a> {
             if let Some(error) = error {
                 let error = error.unwrap_or_else(|error| error);
                 self.release(place);
-                return self.not_opened(number, &error);
+                self.not_opened(number, &error);
+                return self.grow(number);
             }
             if !flags.contains(epoll::EventFlags::OUT) {
                 return;
@@ -625,7 +689,22 @@ impl<'a> Worker<'a> {
         let ended = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR;
         if flags.intersects(ended) {
             let closing = flags.intersects(epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR);
-            self.read(place, closing);
+            self.heard(place, closing);
+        }
+    }
+
+    /// Something can be read. What waits goes on the connection only after that: bytes that are there answer nothing
+    /// that has not been sent, and one that the server has closed takes nothing more.
+    fn heard(&mut self, place: Place, closing: bool) {
+        if !self.is_current(place) {
+            return;
+        }
+        if closing {
+            self.connections[place.index as usize].requests_left = 0;
+        }
+        self.read(place, closing);
+        if self.is_current(place) {
+            self.offer(place);
         }
     }
 
@@ -633,7 +712,11 @@ impl<'a> Worker<'a> {
     /// shows by an event of its own, `closing`.
     fn read(&mut self, place: Place, closing: bool) {
         let mut scratch = std::mem::take(&mut self.scratch);
-        loop {
+        for turn in 0.. {
+            if turn == READS {
+                self.unfinished.push((place, closing));
+                break;
+            }
             let connection = &mut self.connections[place.index as usize];
             let carried = connection.carry.len();
             scratch[..carried].copy_from_slice(&connection.carry);
@@ -647,7 +730,7 @@ impl<'a> Worker<'a> {
                 }
                 Ok((_, read)) => {
                     let done_ns = self.now_ns();
-                    let open = self.take(place, &scratch[..carried + read], read, done_ns);
+                    let open = self.take(place, &scratch[..carried + read], done_ns);
                     if !open || (read < READ_BYTES && !closing) {
                         break;
                     }
@@ -685,30 +768,31 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Reads answers out of `bytes`, of which the last `read` are new; false when the connection is over.
-    fn take(&mut self, place: Place, bytes: &[u8], read: usize, done_ns: u64) -> bool {
+    /// Reads answers out of `bytes`; false when the connection is over.
+    fn take(&mut self, place: Place, bytes: &[u8], done_ns: u64) -> bool {
         let connection = &mut self.connections[place.index as usize];
         let traffic = &self.scenario.traffic[usize::from(connection.group)];
-        if let Some(flight) = connection.flights.front_mut() {
-            flight.bytes = flight.bytes.saturating_add(read as u32);
-            if flight.first_byte_ns == 0 {
-                flight.first_byte_ns = done_ns;
-            }
-        }
         let looked_at = traffic.yields.is_some() || traffic.expect.body.is_some();
         let mut rest = bytes;
         loop {
             let connection = &mut self.connections[place.index as usize];
-            if connection.flights.is_empty() && !rest.is_empty() {
-                // An answer to nothing.
+            let Some(flight) = connection.flights.front_mut() else {
+                if rest.is_empty() {
+                    return true;
+                }
+                self.recorder.connected(connection.group, Connected::Unsolicited);
                 self.lost(place, Outcome::ProtocolError);
                 return false;
-            }
+            };
             let Ok(progress) = connection.reader.read(rest, traffic.method == "HEAD") else {
                 self.lost(place, Outcome::ProtocolError);
                 return false;
             };
             rest = &rest[progress.consumed..];
+            flight.bytes = flight.bytes.saturating_add(progress.consumed as u32);
+            if flight.first_byte_ns == 0 {
+                flight.first_byte_ns = done_ns;
+            }
             match progress.step {
                 Step::More => {
                     connection.carry.extend_from_slice(rest);
@@ -729,10 +813,8 @@ impl<'a> Worker<'a> {
                     if !self.complete(place, done_ns) {
                         return false;
                     }
-                    if let Some(flight) = self.connections[place.index as usize].flights.front_mut()
-                        && !rest.is_empty()
-                    {
-                        flight.first_byte_ns = done_ns;
+                    if rest.is_empty() {
+                        return true;
                     }
                 }
             }
@@ -759,38 +841,47 @@ impl<'a> Worker<'a> {
     fn complete(&mut self, place: Place, done_ns: u64) -> bool {
         let connection = &mut self.connections[place.index as usize];
         let number = usize::from(connection.group);
-        let traffic = &self.scenario.traffic[number];
         let head = connection.head;
         let Some(flight) = connection.flights.pop_front() else { return true };
-        let mut outcome = answer::judge(&traffic.expect, head.status, head.location_right, &connection.body);
-        if let (Outcome::Ok, Some(yields)) = (outcome, &traffic.yields) {
-            match answer::member(&connection.body, &yields.member) {
-                Some(code) => {
-                    created(&mut self.rings, self.scenario, &mut self.ledger, number, &flight, &code, done_ns)
-                }
-                None => outcome = Outcome::WrongBody,
-            }
-        }
-        let connection = &mut self.connections[place.index as usize];
-        connection.body.clear();
         let over = !head.keep_alive || (connection.requests_left == 0 && connection.flights.is_empty());
-        if let (Some(ledger), Some(id)) = (&mut self.ledger, flight.id) {
-            ledger.received(id, done_ns, head.status, head.location_right);
+        if !flight.given_up {
+            self.answered(place, &flight, done_ns);
         }
-        self.finish(number, &flight, head, outcome, done_ns);
+        self.connections[place.index as usize].body.clear();
         if over {
             self.close(place, Outcome::ClosedEarly, Connected::Closed);
             self.grow(number);
-        } else {
-            self.offer(place);
         }
         !over
+    }
+
+    /// Judges a whole answer, and what it yields.
+    fn answered(&mut self, place: Place, flight: &Flight, done_ns: u64) {
+        let connection = &self.connections[place.index as usize];
+        let number = usize::from(connection.group);
+        let traffic = &self.scenario.traffic[number];
+        let head = connection.head;
+        let mut outcome = answer::judge(&traffic.expect, head.status, head.location_right, &connection.body);
+        if let (Outcome::Ok, Some(yields)) = (outcome, &traffic.yields) {
+            match answer::member(&connection.body, &yields.member) {
+                // Anything else would be read as another part of the request line.
+                Some(code) if (1..=CODE_MAX).contains(&code.len()) && code.bytes().all(links::is_of_code) => {
+                    created(&mut self.rings, self.scenario, &mut self.ledger, number, flight, &code, done_ns);
+                }
+                _ => outcome = Outcome::WrongBody,
+            }
+        }
+        if let (Some(ledger), Some(id)) = (&mut self.ledger, flight.id) {
+            let location_right = head.location_right || !answer::is_redirect(head.status);
+            ledger.received(id, done_ns, head.status, location_right);
+        }
+        self.finish(number, flight, head.status, outcome, done_ns);
     }
 
     // ---- the end
 
     /// What has not ended by now is known to take at least as long as it has.
-    fn end(mut self) -> anyhow::Result<Ended> {
+    fn end(mut self, turned: anyhow::Result<()>) -> anyhow::Result<()> {
         for index in 0..self.connections.len() {
             if self.connections[index].phase != Phase::Closed {
                 let place = Place { index: index as u32, generation: self.connections[index].generation };
@@ -802,9 +893,9 @@ impl<'a> Worker<'a> {
                 self.unsent(waiting, Outcome::Unsent);
             }
         }
-        self.flush()?;
+        let ended = turned.and_then(|()| self.flush());
         self.recorder.finish(clock::now_ns());
-        Ok(Ended { cpu_ns: clock::thread_cpu_ns() })
+        ended
     }
 }
 
@@ -822,11 +913,12 @@ fn created(
     if let (Some(ledger), Some(id)) = (ledger, flight.id) {
         ledger.created(id, done_ns, code.as_bytes(), &target);
     }
-    let delay_ns = scenario.traffic.iter().find_map(|reader| match reader.pick {
+    // Of several classes that read them, none is to come too early.
+    let delays_ns = scenario.traffic.iter().filter_map(|reader| match reader.pick {
         Pick::Fresh { from, delay_ns } if from == number => Some(delay_ns),
         _ => None,
     });
-    if let (Some(delay_ns), Some(fresh)) = (delay_ns, Fresh::new(code.as_bytes(), flight.ordinal, done_ns)) {
+    if let (Some(delay_ns), Some(fresh)) = (delays_ns.max(), Fresh::new(code.as_bytes(), flight.ordinal, done_ns)) {
         rings[number].created(fresh, done_ns + delay_ns);
     }
 }

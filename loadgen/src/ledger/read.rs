@@ -101,7 +101,13 @@ impl Reader {
         match record(&self.line) {
             Some(record) => Ok(Some((offset, record))),
             None => {
-                bail!("{}: line {} is no record of a ledger: {}", self.path.display(), self.number, shown(&self.line))
+                bail!(
+                    "{}: line {} is no record of a ledger: {}; what it stood for is not known, so nothing is proved: run \
+                     again, with the ledger on a disk with room",
+                    self.path.display(),
+                    self.number,
+                    shown(&self.line)
+                )
             }
         }
     }

@@ -82,7 +82,7 @@ impl Ledger {
 
 impl Writer {
     /// Stages a line: this is about to be sent. The id is the next of this worker. `at_ns` is an instant of
-    /// [`clock::now_ns`]; `code` is empty where the request asks for no link.
+    /// [`clock::now_ns`]; `code` is what [`super::link_of`] gives.
     pub fn sending(&mut self, at_ns: u64, traffic: &str, method: &str, code: &[u8]) -> Id {
         let id = Id(self.next);
         self.next += 1;

@@ -138,8 +138,10 @@ pub enum Connected {
     ClosedByServer,
     /// By us: the class wants it so, a time-out, an answer that is none, the end.
     Closed,
+    /// Bytes came that answer no request: whatever they are, they are nobody's.
+    Unsolicited,
 }
 
 impl Connected {
-    pub const COUNT: usize = 6;
+    pub const COUNT: usize = 7;
 }

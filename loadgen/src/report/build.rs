@@ -9,11 +9,10 @@ use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Between, Bound, Ci95, Connections, Ended, Measured, Phase, Report, Run, SCHEMA, ScenarioText, Target, Times, Tool,
-    Whole, verdict,
+    Between, Bound, Ci95, Connections, Ended, Lag, Measured, Phase, Report, Run, SCHEMA, ScenarioText, Target, Times,
+    Tool, Whole, verdict,
 };
-use crate::measure::percentile::Distribution;
-use crate::measure::percentile::Quantile;
+use crate::measure::percentile::{Distribution, Quantile, quantile_ns};
 use crate::measure::totals::Sum;
 use crate::measure::{Connected, Outcome};
 use crate::slo::{Scope, eval};
@@ -72,11 +71,14 @@ fn phases(run: &Run<'_>) -> Vec<Phase> {
             let scope = Scope { phase: Some(index), event: None, traffic: vec![traffic] };
             (name(run, traffic), measured(&run.totals.sum(&scope), planned(run, traffic, |phase| phase == index)))
         });
+        let own = run.totals.own(Some(index));
         phases.push(Phase {
             name: phase.name.clone(),
             from_ns,
             to_ns,
             warmup: phase.warmup,
+            gen_lag: lag(&own.gen_lag),
+            rx_lag: lag(&own.rx_lag),
             traffic: traffic.collect(),
         });
         from_ns = to_ns;
@@ -158,6 +160,18 @@ fn times(distribution: &Distribution) -> Option<Times> {
         ci95: Ci95 { p99: between(distribution, 0.99), p99_9: between(distribution, 0.999) },
         hdr_b64: encoded(known),
         censored_hdr_b64: (!censored.is_empty()).then(|| encoded(censored)),
+    })
+}
+
+/// None without a sample.
+fn lag(histogram: &Histogram<u64>) -> Option<Lag> {
+    Some(Lag {
+        count: histogram.len(),
+        p50_ns: quantile_ns(histogram, 0.5)?,
+        p99_ns: quantile_ns(histogram, 0.99)?,
+        p99_9_ns: quantile_ns(histogram, 0.999)?,
+        max_ns: histogram.max(),
+        hdr_b64: encoded(histogram),
     })
 }
 

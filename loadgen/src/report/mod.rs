@@ -148,8 +148,25 @@ pub struct Phase {
     pub to_ns: u64,
     /// Recorded apart: in no verdict but the generator's own.
     pub warmup: bool,
+    /// From the instant at which a request was due to the one at which it was taken up: the generator's own part.
+    pub gen_lag: Option<Lag>,
+    /// From the instant at which events were fetched to the one at which an answer among them was read.
+    pub rx_lag: Option<Lag>,
     /// By class; those that the phase does not use are absent.
     pub traffic: BTreeMap<String, Measured>,
+}
+
+/// A distribution of the generator's own lateness with at least one sample; all of its times are known.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lag {
+    pub count: u64,
+    pub p50_ns: u64,
+    pub p99_ns: u64,
+    pub p99_9_ns: u64,
+    pub max_ns: u64,
+    /// HdrHistogram's V2 deflate encoding, base64.
+    pub hdr_b64: String,
 }
 
 /// All phases but the warm-up.
