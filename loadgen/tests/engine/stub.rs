@@ -1,23 +1,11 @@
-//! The engine against the stub: each arrival ends in one outcome, over every kind of connection.
+//! Against the stub, whose every answer is known beforehand.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
-use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-
-use loadgen::campaign::{self, Performed};
-use loadgen::engine::{Job, Spin};
 use loadgen::measure::Outcome;
-use loadgen::plan::arrivals;
-use loadgen::scenario::change::Changes;
-use loadgen::scenario::load;
 use loadgen::slo::Scope;
 use loadgen::stub::Stub;
 use loadgen::stub::script::Script;
 
-const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+use crate::{LOCAL, outcomes, perform};
 
 fn script(flags: &[(&str, &str)]) -> Script {
     let mut script = Script::default();
@@ -25,34 +13,6 @@ fn script(flags: &[(&str, &str)]) -> Script {
         script.set(flag, value).unwrap();
     }
     script
-}
-
-fn perform(address: SocketAddr, workers: usize, toml: &str) -> Performed {
-    let text = format!("[run]\ntarget = \"http://{address}\"\nseed = 7\n{toml}");
-    let scenario = load::from_toml("test", &text, Path::new("."), &Changes::default())
-        .unwrap_or_else(|error| panic!("{error}\n{text}"));
-    let job = Job {
-        scenario: Arc::new(scenario),
-        workers,
-        address,
-        spin: Spin::Never,
-        key: Some("secret".to_owned()),
-        ledger: None,
-        stop: Arc::new(AtomicBool::new(false)),
-        defect: None,
-    };
-    let planned: u64 = arrivals::counts(&job.scenario).iter().flatten().sum();
-    let performed = campaign::perform(job, None, &mut |_, _| {}).unwrap();
-    let tally = performed.totals.tally(&Scope::default());
-    assert!(tally.scheduled >= planned, "{} arrived of {planned} planned", tally.scheduled);
-    assert_eq!(tally.scheduled, tally.outcomes.iter().sum::<u64>(), "{:?}", tally.outcomes);
-    performed
-}
-
-/// (outcome, how many) of those that occurred.
-fn outcomes(performed: &Performed) -> Vec<(&'static str, u64)> {
-    let tally = performed.totals.tally(&Scope::default());
-    Outcome::ALL.iter().map(|&outcome| (outcome.name(), tally.of(outcome))).filter(|(_, count)| *count > 0).collect()
 }
 
 const CLASS: &str = r#"
