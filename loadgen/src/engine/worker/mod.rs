@@ -47,6 +47,8 @@ const POLLED_SHARE: u64 = 4;
 /// A wait that is shorter found what it waited for when it began.
 const AT_ONCE_NS: u64 = 5_000;
 const SECOND_NS: u64 = 1_000_000_000;
+/// How long a run that was stopped waits for answers: somebody waits for it.
+const STOPPED_NS: u64 = 200_000_000;
 /// Arrivals of one turn.
 const ARRIVALS: usize = 64;
 /// How often time-outs are looked for, at least and at most: a sweep of 8,000 connections takes about 40 µs.
@@ -175,7 +177,7 @@ impl<'a> Worker<'a> {
         loop {
             if !stopped && self.job.stop.load(Relaxed) {
                 stopped = true;
-                give_up_ns = give_up_ns.min(clock::now_ns() + self.scenario.run.drain_ns);
+                give_up_ns = give_up_ns.min(clock::now_ns() + STOPPED_NS);
             }
             // Not all that are due: answers are read in between, however late this worker is.
             for _ in 0..ARRIVALS {
