@@ -57,7 +57,7 @@ pub struct LedgerJob {
 /// Whether a worker that waits for its next arrival polls instead of sleeping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spin {
-    /// For the last part of the wait: at most a quarter of it, and 50 µs.
+    /// For the last part of the wait: at most half of it, and 50 µs.
     Auto,
     /// It sleeps, and comes back when the kernel's timer and scheduler let it.
     Never,

@@ -43,7 +43,7 @@ const EVENTS: usize = 512;
 /// The last part of a wait, which [`Spin::Auto`] polls away: a sleeper comes back some 25 µs late (half of the time; 70 one
 /// time in a hundred). A share of it at most, so that the core is left to others for the rest however often it wakes up.
 const POLLED_NS: u64 = 50_000;
-const POLLED_SHARE: u64 = 4;
+const POLLED_SHARE: u64 = 2;
 /// A wait that is shorter found what it waited for when it began.
 const AT_ONCE_NS: u64 = 5_000;
 const SECOND_NS: u64 = 1_000_000_000;
