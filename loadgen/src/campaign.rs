@@ -4,7 +4,7 @@
 //! the calling one adds up what was measured. Never: changes a scenario. At its limit: an error of a worker or of the
 //! interval log (the disk is full) ends the run; what was measured until then is there, and its report says why.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
@@ -54,7 +54,7 @@ fn head_start_ns(scenario: &Scenario) -> u64 {
 /// since the origin; `intervals` is where the interval log goes.
 pub fn perform(
     job: Job,
-    intervals: Option<PathBuf>,
+    intervals: Option<&Path>,
     on_second: &mut dyn FnMut(&Totals, u32),
 ) -> anyhow::Result<Performed> {
     let job = Arc::new(job);
@@ -70,11 +70,11 @@ pub fn perform(
     let began_ns = clock::now_ns();
     let origin_ns = began_ns + head_start_ns(scenario);
     let begun_unix_ns = clock::unix_ns() + (origin_ns - began_ns);
-    let mut log = match &intervals {
+    let mut log = match intervals {
         Some(path) => Some(hlog::Log::create(path, scenario, begun_unix_ns)?),
         None => None,
     };
-    let log_failure = |error| intervals.as_ref().map(|path| format!("{}: {error}", path.display()));
+    let log_failure = |error| intervals.map(|path| format!("{}: {error}", path.display()));
     let mut totals = Totals::new(scenario, &segments, job.workers);
     let (recorders, collector) = totals::channel(job.workers, scenario, &segments, origin_ns);
     let mut watch = Watch::begin();
@@ -135,7 +135,6 @@ pub fn perform(
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::sync::atomic::AtomicBool;
 
     use super::*;
@@ -181,7 +180,7 @@ mod tests {
             stop: Arc::new(AtomicBool::new(false)),
             defect: None,
         };
-        let performed = perform(job, Some("/dev/full".into()), &mut |_, _| {}).unwrap();
+        let performed = perform(job, Some(Path::new("/dev/full")), &mut |_, _| {}).unwrap();
         let failure = performed.failure.unwrap_or_default();
         assert!(failure.starts_with("/dev/full: No space left"), "{failure}");
         assert_eq!(performed.totals.tally(&Scope::default()).of(Outcome::Ok), 100);

@@ -99,7 +99,7 @@ pub(super) fn measure(subject: Subject, common: &Common) -> Result<u8, Failure> 
     };
     let mut shown_s = 0;
     let intervals = common.out.as_ref().map(|folder| folder.join(bundle::INTERVALS));
-    let performed = campaign::perform(job, intervals, &mut |totals, elapsed_s| {
+    let performed = campaign::perform(job, intervals.as_deref(), &mut |totals, elapsed_s| {
         shown_s = show(&scenario, totals, shown_s, elapsed_s);
     })?;
 
