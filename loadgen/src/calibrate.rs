@@ -1,8 +1,9 @@
 //! What this machine can do, so that a run can be as large as it can be told truthfully.
 //!
-//! In: a stub in another process, some seconds. Out: a [`Calibration`], kept in `$XDG_CACHE_HOME/loadgen/calibration.json`
-//! (else `~/.cache/loadgen/…`). Never: uses one that was made on another processor, kernel or number of cores. At its
-//! limit: a file that cannot be read counts as none.
+//! In: a stub in another process, some seconds. Out: a [`Calibration`], kept in `$XDG_CACHE_HOME/loadgen/` (else
+//! `~/.cache/loadgen/`), a file for each processor and number of cores. Never: uses one that was made on another
+//! processor, kernel or number of cores; leaves the stub behind, however it ends. At its limit: a file that cannot be read
+//! counts as none; one that is doubtful by the checks of its own runs is told to be that ([`Made::doubt`]).
 //!
 //! How late a timer is: 1,000 wake-ups 1 ms apart, by the call and with the timer slack that workers use. How much can be
 //! sent: the stub is asked in closed loops, once over connections that stay and once with a connection for each request.
@@ -26,10 +27,11 @@ use rustix::event::{Timespec, epoll};
 use serde::{Deserialize, Serialize};
 
 use crate::campaign;
-use crate::checks::machine;
+use crate::checks::{self, Check, Mark, machine};
 use crate::clock;
 use crate::engine::{self, Job, Spin};
 use crate::measure::Outcome;
+use crate::plan::arrivals;
 use crate::scenario::change::Changes;
 use crate::scenario::{ConnectionKind, Requests, Scenario, load, rates};
 use crate::slo::Scope;
@@ -50,6 +52,14 @@ pub struct Calibration {
     pub made_unix_s: u64,
 }
 
+/// A calibration that was just made.
+#[derive(Debug)]
+pub struct Made {
+    pub calibration: Calibration,
+    /// Why it is not to be kept for other runs.
+    pub doubt: Option<String>,
+}
+
 /// What a measure depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
@@ -64,6 +74,10 @@ pub struct Machine {
 /// 70 % of its own best from which V16 warns.
 const SHARE_OF_STUB: f64 = 0.5;
 
+/// Checks of a calibration's runs. The others ask for a plan that is kept or for time to spare, and loops at full speed
+/// have neither.
+const CHECKS: [&str; 6] = ["V1", "V5", "V6", "V8", "V11", "V15"];
+
 const CLIENTS: usize = 64;
 const WAKE_UPS: u64 = 1_000;
 const WAKE_UP_NS: u64 = 1_000_000;
@@ -75,7 +89,8 @@ impl Calibration {
     /// The one that was saved for this machine, if there is one.
     #[must_use]
     pub fn load() -> Option<Self> {
-        Self::read(&file().ok()?, &Machine::this())
+        let machine = Machine::this();
+        Self::read(&file(&machine).ok()?, &machine)
     }
 
     fn read(file: &Path, machine: &Machine) -> Option<Self> {
@@ -85,7 +100,7 @@ impl Calibration {
 
     /// Saves it for the runs to come; says where.
     pub fn save(&self) -> Result<PathBuf> {
-        let file = file()?;
+        let file = file(&self.machine)?;
         self.write(&file).with_context(|| format!("{} cannot be written", file.display()))?;
         Ok(file)
     }
@@ -154,28 +169,47 @@ impl Machine {
 }
 
 /// Where it is kept, by the XDG base directory specification: a relative `$XDG_CACHE_HOME` is none.
-fn file() -> Result<PathBuf> {
+fn file(machine: &Machine) -> Result<PathBuf> {
     let given = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
     let folder = given.or_else(|| Some(env::home_dir()?.join(".cache")));
     let folder = folder.context("there is no home directory to keep the calibration in: set XDG_CACHE_HOME")?;
-    Ok(folder.join("loadgen/calibration.json"))
+    Ok(folder.join("loadgen").join(file_name(machine)))
+}
+
+/// One for each processor and number of cores: `taskset` does not overwrite what the whole machine can do, nor does
+/// another machine with the same home directory.
+fn file_name(machine: &Machine) -> String {
+    let cpu = machine.cpu.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    format!("calibration-{cpu}-{}.json", machine.cores)
 }
 
 /// Measures for about `seconds` each way of connecting, against the stub of `program` (this one) in another process.
-pub fn measure(program: &Path, seconds: u32) -> Result<Calibration> {
+pub fn measure(program: &Path, seconds: u32) -> Result<Made> {
     let lag = timer_lag().context("measuring timers")?;
     let stub = StubProcess::start(program)?;
     against(stub.address, seconds, &lag)
 }
 
-fn against(address: SocketAddr, seconds: u32, lag: &Histogram<u64>) -> Result<Calibration> {
-    Ok(Calibration {
+fn against(address: SocketAddr, seconds: u32, lag: &Histogram<u64>) -> Result<Made> {
+    let (keep_alive_per_s, kept_doubt) = closed_loop(address, seconds, "pool")?;
+    let (connect_per_s, connect_doubt) = closed_loop(address, seconds, "per_request")?;
+    let calibration = Calibration {
         machine: Machine::this(),
-        keep_alive_per_s: closed_loop(address, seconds, "pool")?,
-        connect_per_s: closed_loop(address, seconds, "per_request")?,
+        keep_alive_per_s,
+        connect_per_s,
         lag_p50_ns: lag.value_at_quantile(0.5),
         lag_p99_ns: lag.value_at_quantile(0.99),
         made_unix_s: clock::unix_ns() / 1_000_000_000,
+    };
+    Ok(Made { calibration, doubt: kept_doubt.or(connect_doubt) })
+}
+
+/// The first check that speaks against keeping what was measured.
+fn doubt(checks: &[Check]) -> Option<String> {
+    let spoils = |check: &&Check| check.verdict >= Mark::Invalid && CHECKS.contains(&check.id.as_str());
+    checks.iter().find(spoils).map(|check| {
+        let advice = check.advice.as_deref().unwrap_or_default();
+        format!("{}, {}: {}: {advice}", check.id, check.what, check.value)
     })
 }
 
@@ -206,8 +240,8 @@ fn timer_lag() -> Result<Histogram<u64>> {
     thread::spawn(measure).join().map_err(|_| anyhow!("the thread panicked"))?
 }
 
-/// Right answers a second. Connections come from many addresses, as a run's do, so that ports do not run out.
-fn closed_loop(address: SocketAddr, seconds: u32, connection: &str) -> Result<f64> {
+/// Right answers a second, and what speaks against them. Connections come from many addresses, as a run's do, so that ports do not run out.
+fn closed_loop(address: SocketAddr, seconds: u32, connection: &str) -> Result<(f64, Option<String>)> {
     let toml = format!(
         r#"
 [run]
@@ -225,9 +259,9 @@ for = "{seconds}s"
 also = ["redirect"]
 "#
     );
-    let scenario = load::from_toml("calibrate", &toml, Path::new("."), &Changes::default())?;
+    let scenario = Arc::new(load::from_toml("calibrate", &toml, Path::new("."), &Changes::default())?);
     let job = Job {
-        scenario: Arc::new(scenario),
+        scenario: Arc::clone(&scenario),
         // The stub has the other core.
         workers: (engine::cores() - 1).max(1),
         address,
@@ -240,10 +274,12 @@ also = ["redirect"]
     let performed = campaign::perform(job, None, &mut |_, _| {})?;
     let right = performed.totals.tally(&Scope::default()).of(Outcome::Ok);
     ensure!(right > 0, "the stub gave no right answer over connections of kind {connection}");
-    Ok(right as f64 / f64::from(seconds))
+    let planned = arrivals::counts(&scenario);
+    let checks = checks::run(&performed.totals, &planned, &scenario, &performed.machine, true, performed.stopped);
+    Ok((right as f64 / f64::from(seconds), doubt(&checks)))
 }
 
-/// Ended by its own id when it is dropped.
+/// Ended by its own id when it is dropped; by itself when this process was ended and drops nothing.
 struct StubProcess {
     child: Child,
     address: SocketAddr,
@@ -254,8 +290,8 @@ impl StubProcess {
         // Somebody may take the port in between; then the stub says so, and ends.
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let child = Command::new(program)
-            .args(["stub", "--listen", &address.to_string()])
-            .stdin(Stdio::null())
+            .args(["stub", "--until-stdin-ends", "--listen", &address.to_string()])
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .with_context(|| format!("{} stub cannot be started", program.display()))?;
@@ -319,6 +355,29 @@ mod tests {
     }
 
     #[test]
+    fn each_processor_and_number_of_cores_has_a_file() {
+        let of = |cpu: &str, cores| file_name(&Machine { cpu: cpu.to_owned(), cores, kernel: "6.1".to_owned() });
+        assert_eq!(of("Intel(R) i7 / 3.0GHz", 8), "calibration-Intel-R--i7---3-0GHz-8.json");
+        assert_ne!(of("a", 8), of("a", 2));
+    }
+
+    /// A loop at full speed has no time to spare; it is spoilt by what others did to it.
+    #[test]
+    fn a_doubtful_measure_is_told_to_be_that() {
+        let check = |id: &str, verdict| Check {
+            id: id.to_owned(),
+            what: "what".to_owned(),
+            value: "value".to_owned(),
+            limit: String::new(),
+            verdict,
+            advice: Some("do this".to_owned()),
+        };
+        assert_eq!(doubt(&[check("V4", Mark::Invalid), check("V6", Mark::Warn)]), None);
+        let found = doubt(&[check("V4", Mark::Invalid), check("V6", Mark::Invalid)]);
+        assert_eq!(found.as_deref(), Some("V6, what: value: do this"));
+    }
+
+    #[test]
     fn the_peak_is_half_of_what_the_dearest_phase_allows() {
         let check = |phases: &str, expected: f64| {
             let class = |name: &str, connection: &str| {
@@ -355,7 +414,8 @@ mod tests {
         let stub = Stub::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Script::default()).unwrap();
         let lag = timer_lag().unwrap();
         assert_eq!(lag.len(), WAKE_UPS);
-        let made = against(stub.address(), 1, &lag).unwrap();
+        let Made { calibration: made, doubt } = against(stub.address(), 1, &lag).unwrap();
+        assert!(doubt.is_some() || !cfg!(debug_assertions), "V15 is against debug builds");
         assert!(made.keep_alive_per_s >= 1.0 && made.connect_per_s >= 1.0, "{made:?}");
         assert!(made.lag_p50_ns <= made.lag_p99_ns);
         assert_eq!(made.machine, Machine::this());

@@ -74,7 +74,7 @@ pub fn perform(
         Some(path) => Some(hlog::Log::create(path, scenario, begun_unix_ns)?),
         None => None,
     };
-    let log_failure = |error| intervals.as_ref().map(|path| format!("{}: {error}", path.display()));
+    let log_failure = |error| intervals.map(|path| format!("{}: {error}", path.display()));
     let mut totals = Totals::new(scenario, &segments, job.workers);
     let (recorders, collector) = totals::channel(job.workers, scenario, &segments, origin_ns);
     let mut watch = Watch::begin();

@@ -5,7 +5,9 @@
 //!
 //! In: a set and an index. Out: code and target, the same in every run and for every seed, so that links that were
 //! created once serve every run. Never: allocates (but for room in the caller's buffer), remembers, draws. At its limit:
-//! sets that would share codes, or are too large for 7 digits, are refused by [`Catalogue::check`].
+//! sets that would share codes, contradict each other, or are too large for 7 digits, are refused by [`Catalogue::check`].
+
+use std::collections::HashMap;
 
 /// Sets of links, by index in the order of the scenario.
 #[derive(Debug, Default)]
@@ -71,8 +73,37 @@ impl Catalogue {
         }
     }
 
-    /// Whether every link of the derived sets has a code of its own; otherwise what to change.
+    /// Whether every link of the derived sets has a code of its own, and no code that is held in memory two targets;
+    /// otherwise what to change.
     pub fn check(&self) -> Result<(), String> {
+        self.check_derived()?;
+        let mut seen: HashMap<Vec<u8>, (Vec<u8>, usize)> = HashMap::new();
+        let in_memory = |set: &usize| !matches!(self.sets[*set].source, Source::Derived { .. });
+        for set in (0..self.sets.len()).filter(in_memory) {
+            for index in 0..self.count(set) {
+                let (mut code, mut target) = (Vec::new(), Vec::new());
+                self.code_into(set, index, &mut code);
+                self.target_into(set, index, &mut target);
+                match seen.get(&code) {
+                    Some((other, other_set)) if *other != target => {
+                        return Err(format!(
+                            "code {} leads to {} in links.{} and to {} in links.{}: leave one of them out",
+                            String::from_utf8_lossy(&code),
+                            String::from_utf8_lossy(other),
+                            self.sets[*other_set].name,
+                            String::from_utf8_lossy(&target),
+                            self.sets[set].name,
+                        ));
+                    }
+                    Some(_) => {}
+                    None => drop(seen.insert(code, (target, set))),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_derived(&self) -> Result<(), String> {
         let mut taken: Vec<(u64, &str)> = Vec::new();
         for set in &self.sets {
             let Source::Derived { count } = set.source else { continue };
@@ -276,6 +307,34 @@ mod tests {
         check(&twin, 1, &format!("links.{twin} and links.a would have the same codes; rename one of them"));
         check("b", DERIVED_MAX, "");
         check("b", DERIVED_MAX + 1, "links.b: count is 1073741825, at most 1073741824 links fit into a set");
+    }
+
+    #[test]
+    fn a_code_has_one_target() {
+        let listed = |target: &str| Source::Listed(vec![("docs".to_owned(), target.to_owned())]);
+        let twice = ("docs".to_owned(), "https://b/".to_owned());
+        let derived = String::from_utf8(target_of(b"docs").to_vec()).unwrap();
+        let codes = || Source::Codes(vec!["docs".to_owned()]);
+        for (sets, message) in [
+            (vec![("a", listed("https://a/")), ("b", listed("https://a/"))], ""),
+            (vec![("a", codes()), ("b", listed(&derived))], ""),
+            (
+                vec![("a", listed("https://a/")), ("b", listed("https://b/"))],
+                "code docs leads to https://a/ in links.a and to https://b/ in links.b: leave one of them out",
+            ),
+            (
+                vec![("a", Source::Listed(vec![("docs".to_owned(), "https://a/".to_owned()), twice]))],
+                "code docs leads to https://a/ in links.a and to https://b/ in links.a: leave one of them out",
+            ),
+            (
+                vec![("a", codes()), ("b", listed("https://b/"))],
+                &*format!(
+                    "code docs leads to {derived} in links.a and to https://b/ in links.b: leave one of them out"
+                ),
+            ),
+        ] {
+            assert_eq!(catalogue(sets).check().err().unwrap_or_default(), message);
+        }
     }
 
     #[test]

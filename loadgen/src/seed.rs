@@ -284,10 +284,15 @@ enum Standing {
     Later(Wait),
 }
 
-/// After what `Retry-After` says (RFC 9110, section 10.2.3), if it does so in seconds.
 fn later(answer: &Answer) -> Wait {
+    Wait { length: wait_after(answer), because: format!("the server answers {}", answer.status) }
+}
+
+/// How long one who was refused for the moment waits: what `Retry-After` says (RFC 9110, section 10.2.3) if it does so in
+/// seconds, at most [`WAIT_MAX`].
+pub(crate) fn wait_after(answer: &Answer) -> Duration {
     let given = answer.header("retry-after").and_then(|value| value.trim().parse().ok()).map(Duration::from_secs);
-    Wait { length: given.unwrap_or(WAIT).min(WAIT_MAX), because: format!("the server answers {}", answer.status) }
+    given.unwrap_or(WAIT).min(WAIT_MAX)
 }
 
 fn lost(error: &anyhow::Error) -> Wait {

@@ -109,6 +109,21 @@ fn a_run_is_reported_and_its_folder_read_back() {
     assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
 }
 
+/// As when `calibrate` is killed, which drops nothing.
+#[test]
+fn a_stub_ends_with_the_process_that_started_it() {
+    let mut child = Command::new(PROGRAM)
+        .args(["stub", "--until-stdin-ends", "--listen", "127.0.0.1:0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+}
+
 /// The folder is what a run is for: whoever reads the standard output may have gone or be full.
 #[test]
 fn a_full_output_loses_no_folder() {

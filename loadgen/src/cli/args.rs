@@ -190,6 +190,9 @@ pub struct Stub {
     /// Bodies come byte by byte, one each so often, such as 1ms
     #[arg(long, value_name = "TIME")]
     pub drip: Option<String>,
+    /// End when the standard input does: with the process at its other end, whatever ended that
+    #[arg(long, hide = true)]
+    pub until_stdin_ends: bool,
 }
 
 impl Stub {

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::args::{Http, Run, Source};
 use super::measure::{self, Subject};
-use super::{Failure, print};
+use super::{Failure, print, tools};
 use crate::calibrate::{self, Calibration};
+use crate::checks::machine;
 use crate::client::Client;
 use crate::probe::{self, Verdict};
 use crate::report::Skipped;
@@ -54,7 +55,10 @@ pub(super) fn run(command: &Run) -> Result<u8, Failure> {
         changes.drop = skipped.iter().map(|skipped| skipped.traffic.clone()).collect();
         scenario = read(&command.source, &changes)?;
     }
-    if let Some(note) = scale(&command.source, &scenario, &mut changes)? {
+    // What was measured is a generator and a server that share this machine.
+    if machine::is_this_host(address.ip())
+        && let Some(note) = scale(&command.source, &scenario, &mut changes)?
+    {
         notes.push(note);
         scenario = read(&command.source, &changes)?;
     }
@@ -168,10 +172,9 @@ fn scale(source: &Source, scenario: &Scenario, changes: &mut Changes) -> Result<
         Some(calibration) => calibration,
         None => {
             print::say("calibrate: not done on this machine yet; it takes some seconds");
-            let calibration = calibrate::measure(&std::env::current_exe()?, CALIBRATION_S)?;
-            let file = calibration.save()?;
-            print::say(&format!("calibrate: saved in {}", file.display()));
-            calibration
+            let made = calibrate::measure(&std::env::current_exe()?, CALIBRATION_S)?;
+            tools::keep(&made)?;
+            made.calibration
         }
     };
     let (asked, peak) = (scenario.run.peak, calibration.peak_for(scenario).floor());

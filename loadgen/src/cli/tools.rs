@@ -4,7 +4,8 @@ use std::fs;
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -69,12 +70,21 @@ pub(super) fn seed(seed: &args::Seed) -> Result<u8, Failure> {
 }
 
 pub(super) fn calibrate(calibrate: &args::Calibrate) -> Result<u8, Failure> {
-    let calibration = calibrate::measure(&std::env::current_exe().map_err(anyhow::Error::from)?, calibrate.seconds)?;
-    print::out(&calibration.to_string());
+    let made = calibrate::measure(&std::env::current_exe().map_err(anyhow::Error::from)?, calibrate.seconds)?;
+    print::out(&made.calibration.to_string());
     if !calibrate.print {
-        print::say(&format!("saved in {}", calibration.save()?.display()));
+        keep(&made)?;
     }
     Ok(0)
+}
+
+/// For the runs to come, unless it is doubtful.
+pub(super) fn keep(made: &calibrate::Made) -> Result<()> {
+    match &made.doubt {
+        Some(doubt) => print::say(&format!("calibrate: not saved: {doubt}")),
+        None => print::say(&format!("calibrate: saved in {}", made.calibration.save()?.display())),
+    }
+    Ok(())
 }
 
 pub(super) fn report(report: &args::Report) -> Result<u8, Failure> {
@@ -90,6 +100,14 @@ pub(super) fn stub(args: &args::Stub) -> Result<u8, Failure> {
         script.set(flag, value).map_err(|error| Failure::Usage(anyhow!("--{flag} {value}: {error}")))?;
     }
     let stop = stop_on_signals()?;
+    if args.until_stdin_ends {
+        let stop = Arc::clone(&stop);
+        thread::spawn(move || {
+            // An end by an error is one too.
+            let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
     stub::serve(args.listen, script, &stop, |address| print::out(&format!("listening on http://{address}")))
         .with_context(|| format!("--listen {}", args.listen))?;
     Ok(0)

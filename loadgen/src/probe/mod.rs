@@ -1,13 +1,15 @@
 //! Before a run: does the server offer what the scenario asks for?
 //!
 //! In: a scenario and the server's address. Out: a [`Probe`] for each class, in the scenario's order. Each class that
-//! only reads is asked once, as the run would ask, from an address that the run would use. Never: creates anything;
-//! follows a redirect. At its limit: a class that creates, and one that reads what another has just created, counts as
-//! offered as long as there is a key for it; a server that cannot be reached is an error.
+//! only reads is asked once, as the run would ask, from an address that the run would use; one that creates with a key is
+//! asked with half a body, which no server can carry out: it tells whether the key is right. Never: creates anything;
+//! follows a redirect. At its limit: who is refused for the moment (429, 503) asks again as `seed` does, [`TRIES`] times; a
+//! class that reads what another has just created counts as offered; a server that cannot be reached is an error.
 
 pub mod ids;
 
 use std::net::SocketAddr;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -21,6 +23,10 @@ use crate::links;
 use crate::measure::Outcome;
 use crate::plan::pick::{Choice, Picker};
 use crate::scenario::{Pick, Scenario, Traffic};
+use crate::seed;
+
+/// Questions about one class, as long as the server refuses for the moment.
+const TRIES: u32 = 5;
 
 /// What became of one class.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,22 +60,73 @@ fn ask_about(scenario: &Scenario, index: usize, address: SocketAddr, key: Result
     let authority = &scenario.run.target.authority;
     // Also where nothing is sent: what is wrong with it is said before the run.
     let template = Template::compile(traffic, authority, key.ok(), None)?;
-    if !matches!(traffic.method.as_str(), "GET" | "HEAD") || matches!(traffic.pick, Pick::Fresh { .. }) {
+    let reads = matches!(traffic.method.as_str(), "GET" | "HEAD") && !matches!(traffic.pick, Pick::Fresh { .. });
+    if !reads && !tells_key(traffic) {
         return Ok(Verdict::Offered);
     }
+    let mut tries = 0;
+    loop {
+        let (answer, verdict) = if reads {
+            ask_once(scenario, index, address, &template)?
+        } else {
+            ask_for_key(scenario, index, address, key.ok())?
+        };
+        tries += 1;
+        if verdict == Verdict::Offered || !matches!(answer.status, 429 | 503) || tries == TRIES {
+            return Ok(verdict);
+        }
+        thread::sleep(seed::wait_after(&answer));
+    }
+}
 
+/// As the run would.
+fn ask_once(scenario: &Scenario, index: usize, address: SocketAddr, template: &Template) -> Result<(Answer, Verdict)> {
+    let traffic = &scenario.traffic[index];
     let choice = Picker::new(scenario, index).pick(last_ordinal(scenario, traffic));
-    let request = render(scenario, traffic, &template, &choice);
+    let request = render(scenario, traffic, template, &choice);
+    let answer = send(scenario, traffic, address, &request)?;
+    let verdict = judge(scenario, traffic, &choice, &line(&request), &answer);
+    Ok((answer, verdict))
+}
+
+/// Whether a request with half a body shows that its key is right: JSON that ends too early creates nothing.
+fn tells_key(traffic: &Traffic) -> bool {
+    let is_json = traffic.body.as_ref().is_some_and(|body| body.starts_with('{'));
+    traffic.method == "POST" && traffic.pick == Pick::None && is_json && wants_key(traffic)
+}
+
+/// The class's request with a body that is cut off behind its first brace. waypost asks for the key before it reads.
+fn ask_for_key(scenario: &Scenario, index: usize, address: SocketAddr, key: Option<&str>) -> Result<(Answer, Verdict)> {
+    let traffic = Traffic { body: Some("{".to_owned()), ..scenario.traffic[index].clone() };
+    let template = Template::compile(&traffic, &scenario.run.target.authority, key, None)?;
+    let request = render(scenario, &traffic, &template, &Choice::None);
+    let answer = send(scenario, &traffic, address, &request)?;
+    let (status, asked) = (answer.status, line(&request));
+    let verdict = match status {
+        401 | 403 => Verdict::Wrong(format!(
+            "{asked} was answered {status}: the key is not this server's, or may not create; give --key-file"
+        )),
+        429 | 503 => Verdict::Wrong(refused(&asked, status)),
+        _ => Verdict::Offered,
+    };
+    Ok((answer, verdict))
+}
+
+fn refused(asked: &str, status: u16) -> String {
+    format!(
+        "{asked} was answered {status}, {TRIES} times: try again later, or raise the server's limits for this address"
+    )
+}
+
+fn send(scenario: &Scenario, traffic: &Traffic, address: SocketAddr, request: &[u8]) -> Result<Answer> {
+    let authority = &scenario.run.target.authority;
     let local = Addresses::new(traffic.bind, 0, 1).next();
     let timeout = Duration::from_nanos(scenario.run.timeout_ns);
     let mut answered = None;
     Client::connect_from(local, address, authority, timeout)
-        .and_then(|mut client| {
-            client.pipeline(std::slice::from_ref(&request), |_, answer| answered = Some(answer.clone()))
-        })
-        .with_context(|| format!("traffic {}: {}", traffic.name, line(&request)))?;
-    let answer = answered.context("a request without an answer came back without an error")?;
-    Ok(judge(scenario, traffic, &choice, &line(&request), &answer))
+        .and_then(|mut client| client.pipeline(&[request.to_vec()], |_, answer| answered = Some(answer.clone())))
+        .with_context(|| format!("traffic {}: {}", traffic.name, line(request)))?;
+    answered.context("a request without an answer came back without an error")
 }
 
 fn wants_key(traffic: &Traffic) -> bool {
@@ -134,6 +191,7 @@ fn judge(scenario: &Scenario, traffic: &Traffic, choice: &Choice, asked: &str, a
         _ if matches!(status, 401 | 403) && wants_key(traffic) => {
             Verdict::Wrong(format!("{asked} was answered {status}: the key is not this server's; give --key-file"))
         }
+        _ if matches!(status, 429 | 503) => Verdict::Wrong(refused(asked, *status)),
         _ => Verdict::Wrong(format!("{asked} was answered {status} instead of {}", expected(&expect.status))),
     }
 }
@@ -236,7 +294,7 @@ mod tests {
         check(ok(), 405, Verdict::Missing, "405: this server has none");
         check(redirect(), 404, Verdict::Wrong, "404: seed first: loadgen seed mail-blast");
         check(ok(), 401, Verdict::Wrong, "401: the key is not this server's; give --key-file");
-        check(ok(), 503, Verdict::Wrong, "503 instead of 200");
+        check(ok(), 418, Verdict::Wrong, "418 instead of 200");
         check(redirect(), 200, Verdict::Wrong, "200 instead of 301 or 302");
         check(Expect::default(), 500, Verdict::Wrong, "500 instead of anything below 400");
         check(
@@ -245,6 +303,65 @@ mod tests {
             Verdict::Wrong,
             "200 without \"clicks\" in the body",
         );
+    }
+
+    /// Answers each request, one a connection; tells how many came.
+    fn serve_all(answers: Vec<String>) -> (SocketAddr, thread::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = thread::spawn(move || {
+            let answer = |answer: String| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut bytes = [0; 4096];
+                let count = stream.read(&mut bytes).unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+                String::from_utf8_lossy(&bytes[..count]).into_owned()
+            };
+            answers.into_iter().map(answer).collect()
+        });
+        (address, asked)
+    }
+
+    fn later(status: u16) -> String {
+        format!("HTTP/1.1 {status} X\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n")
+    }
+
+    #[test]
+    fn who_is_refused_for_the_moment_asks_again() {
+        let scenario = class("GET", "/about", Pick::None, Expect::default());
+        let (address, asked) = serve_all(vec![later(429), later(503), status(200)]);
+        assert_eq!(verdict(&scenario, address), Verdict::Offered);
+        assert_eq!(asked.join().unwrap().len(), 3);
+        let (address, asked) = serve_all(vec![later(429); TRIES as usize]);
+        let told =
+            "GET /about was answered 429, 5 times: try again later, or raise the server's limits for this address";
+        assert_eq!(verdict(&scenario, address), Verdict::Wrong(told.to_owned()));
+        asked.join().unwrap();
+    }
+
+    /// A run whose links are all there would only see it in the answers to its creates.
+    #[test]
+    fn a_wrong_key_is_noticed_before_the_run() {
+        let mut scenario = class("POST", "/shorten", Pick::None, Expect::default());
+        scenario.traffic[0].headers = vec![("Authorization".to_owned(), "Bearer {key}".to_owned())];
+        scenario.traffic[0].body = Some("{\"original_url\":\"{target}\"}".to_owned());
+        for (answers, expected) in [
+            (vec![status(400)], None),
+            (vec![status(422)], None),
+            (vec![later(429), status(401)], Some("401")),
+            (vec![status(403)], Some("403")),
+        ] {
+            let (address, asked) = serve_all(answers);
+            let told = |status| {
+                let why = "the key is not this server's, or may not create; give --key-file";
+                Verdict::Wrong(format!("POST /shorten was answered {status}: {why}"))
+            };
+            assert_eq!(verdict(&scenario, address), expected.map_or(Verdict::Offered, told));
+            for request in asked.join().unwrap() {
+                let is_half = request.contains("\r\nAuthorization: Bearer wpk_1\r\n") && request.ends_with("\r\n\r\n{");
+                assert!(is_half, "{request}");
+            }
+        }
     }
 
     #[test]
