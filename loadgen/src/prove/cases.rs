@@ -16,6 +16,8 @@ pub struct Case {
     pub scenario: String,
     pub loss: Loss,
     pub fluid: Option<Fluid>,
+    /// The stub reads each request as it comes and has time for it: it knows when they were sent.
+    pub read_at_once: bool,
     /// Part of the short proof as well.
     pub short: bool,
 }
@@ -83,6 +85,7 @@ pub fn cases(short: bool) -> Vec<Case> {
             scenario: steady(1_000, POOL),
             loss: Loss::None,
             fluid: None,
+            read_at_once: true,
             short: true,
         },
         Case {
@@ -92,6 +95,7 @@ pub fn cases(short: bool) -> Vec<Case> {
             scenario: steady(RATE, POOL),
             loss: Loss::None,
             fluid: Some(Fluid { load: RATE as f64 / CAPACITY, ..stall }),
+            read_at_once: false,
             short: true,
         },
         Case {
@@ -101,6 +105,7 @@ pub fn cases(short: bool) -> Vec<Case> {
             scenario: steady(RATE, POOL),
             loss: Loss::Hung,
             fluid: Some(Fluid { waited_ns: 2 * part_ns, ..stall }),
+            read_at_once: false,
             short: true,
         },
         Case {
@@ -110,6 +115,7 @@ pub fn cases(short: bool) -> Vec<Case> {
             scenario: scenario(POOL, "1s", 2_000, &[(10 * part_ms, RATE)]),
             loss: Loss::TimedOut,
             fluid: None,
+            read_at_once: false,
             short: true,
         },
         Case {
@@ -119,6 +125,7 @@ pub fn cases(short: bool) -> Vec<Case> {
             scenario: steady(RATE / 4, PER_REQUEST),
             loss: Loss::None,
             fluid: None,
+            read_at_once: false,
             short: false,
         },
         Case {
@@ -133,6 +140,7 @@ pub fn cases(short: bool) -> Vec<Case> {
             ),
             loss: Loss::None,
             fluid: None,
+            read_at_once: false,
             short: false,
         },
         Case {
@@ -146,6 +154,7 @@ pub fn cases(short: bool) -> Vec<Case> {
             scenario: steady(RATE, POOL),
             loss: Loss::None,
             fluid: None,
+            read_at_once: false,
             short: true,
         },
         Case {
@@ -155,6 +164,7 @@ pub fn cases(short: bool) -> Vec<Case> {
             scenario: steady(RATE, POOL),
             loss: Loss::None,
             fluid: None,
+            read_at_once: false,
             short: true,
         },
         Case {
@@ -164,6 +174,7 @@ pub fn cases(short: bool) -> Vec<Case> {
             scenario: steady(RATE / 2, POOL),
             loss: Loss::Reset,
             fluid: None,
+            read_at_once: false,
             short: false,
         },
         Case {
@@ -173,6 +184,7 @@ pub fn cases(short: bool) -> Vec<Case> {
             scenario: steady(RATE / 4, POOL),
             loss: Loss::None,
             fluid: None,
+            read_at_once: false,
             short: false,
         },
     ];

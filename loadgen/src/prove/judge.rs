@@ -1,9 +1,8 @@
 //! What was reported against what was true, as a pure function.
 //!
 //! In: the sum that a report would show, what the generator says of itself, and the stub's truth. Out: a [`Line`] for
-//! each statement. Never: trusts the
-//! code that found the reported percentiles: the truth's are counted here. At its limit: a quantile with fewer than ten
-//! requests beyond it says nothing and is left out.
+//! each statement. Never: trusts the code that found the reported percentiles: the truth's are counted here. At its limit:
+//! a quantile with fewer than ten requests beyond it says nothing and is left out.
 
 use hdrhistogram::Histogram;
 
@@ -69,8 +68,34 @@ pub fn judge(case: &Case, planned: u64, sum: &Sum, gen_lag: &Histogram<u64>, tru
     let mut lines = percentiles("", &sum.response, gen_lag, &truth.right, unanswered);
     lines.extend(percentiles("wrong answers: ", &sum.failed, gen_lag, &truth.wrong, 0));
     lines.extend(case.fluid.iter().flat_map(|fluid| formula(fluid, &sum.response, gen_lag)));
+    if case.read_at_once {
+        lines.extend(sends(gen_lag, &truth.arrival));
+    }
     lines.extend(account(case.loss, planned, sum, truth));
     lines
+}
+
+/// Quantiles at which it is judged when requests were sent.
+const SENDS: [f64; 3] = [0.5, 0.9, 0.99];
+
+/// How late the generator says that requests left, against how late they arrived: a generator that is later than it says
+/// bills its own lateness to the server. The stub is woken for each, and that as late as the generator is.
+#[must_use]
+pub fn sends(gen_lag: &Histogram<u64>, arrival: &Histogram<u64>) -> Vec<Line> {
+    let line = |q: f64| {
+        let rank = rank(arrival.len(), q);
+        let (said_ns, true_ns) = (at_rank(gen_lag, rank)?, at_rank(arrival, rank)?);
+        let late_ns = gen_lag.value_at_quantile((1.0 + q) / 2.0);
+        // Near with the sides changed: what came later than it was said to have left may be the stub's lateness.
+        let verdict = Verdict::near(true_ns, said_ns as f64, OFF_NS.max(OFF_SHARE * true_ns as f64), late_ns);
+        Some(Line {
+            what: format!("sent late: p{}", percent(q)),
+            reported: units::duration(said_ns),
+            truth: units::duration(true_ns),
+            verdict,
+        })
+    };
+    SENDS.into_iter().filter(|&q| enough(arrival.len(), q)).filter_map(line).collect()
 }
 
 /// Each percentile of `reported` against the answers of `truth` and the `unanswered`, which take longer than all others.
@@ -195,7 +220,7 @@ fn percent(q: f64) -> f64 {
 mod tests {
     use hdrhistogram::Histogram;
 
-    use super::{Line, Verdict, account, formula, percentiles};
+    use super::{Line, Verdict, account, formula, percentiles, sends};
     use crate::measure::Outcome;
     use crate::measure::percentile::Distribution;
     use crate::measure::totals::Sum;
@@ -292,6 +317,22 @@ mod tests {
         check(MS + MS / 2, Verdict::Late);
         check(MS + MS * 7 / 10, Verdict::False);
         check(MS - MS / 2, Verdict::False);
+    }
+
+    /// A generator sends when it says, or says that it was late.
+    #[test]
+    fn what_arrives_late_was_sent_late() {
+        let all = |value_ns: u64| histogram((0..2_000).map(|_| value_ns));
+        let check = |said_ns: u64, arrived_ns: u64, verdict: Verdict| {
+            let lines = sends(&all(said_ns), &all(arrived_ns));
+            assert_eq!(lines.len(), 3);
+            assert!(lines.iter().all(|line| line.verdict == verdict), "{said_ns}, {arrived_ns}: {lines:?}");
+        };
+        check(MS / 100, MS / 20, Verdict::True);
+        check(MS, MS + MS / 12, Verdict::True);
+        check(MS / 100, MS, Verdict::False);
+        check(MS, MS + MS / 2, Verdict::Late);
+        check(MS, MS / 2, Verdict::False);
     }
 
     fn truth(right: u64, wrong: u64, unanswered: u64) -> Truth {
