@@ -59,6 +59,21 @@ fn what_cannot_be_done_is_said_with_the_way_out() {
         (&["check", "mail-blast", "--set", "peek=3"], 2, &["peak"]),
         (&["run", "mail-blast", "--target", "http://127.0.0.1:1"], 1, &["127.0.0.1:1"]),
         (&["run", "mail-blast", "--key-file", "nowhere"], 2, &["--key-file nowhere"]),
+        (&["http", "http://127.0.0.1:1/a", "-R", "1", "--ledger", "two.toml"], 2, &["two.toml: it is there already"]),
+        (
+            &["http", "http://127.0.0.1:1/a", "-R", "1", "--ledger", "no/l"],
+            2,
+            &["--ledger no/l: its folder is not there"],
+        ),
+        (&["http", "http://127.0.0.1:1/a", "-R", "1", "--json", "no/j"], 2, &["--json no/j"]),
+        (&["http", "http://127.0.0.1:1/a", "-R", "1", "--out", "two.toml"], 2, &["--out", "two.toml"]),
+        (
+            &["http", "http://127.0.0.1:1/a", "-R", "1", "-H", "X-Request-Id: 1", "--ledger", "l"],
+            2,
+            &["header X-Request-Id", "--ledger-header"],
+        ),
+        (&["run", "mail-blast", "--target", "http://127.0.0.1:1", "--ledger", "two.toml"], 2, &["it is there already"]),
+        (&["seed", "mail-blast", "--write", "two.toml"], 2, &["--write two.toml: an existing file is not overwritten"]),
         (&["report", "nowhere"], 2, &["nowhere"]),
         (&["verify", "nowhere", "--links", "none"], 2, &["nowhere"]),
         (&["stub", "--stall", "soon"], 2, &["--stall soon"]),
@@ -92,6 +107,21 @@ fn a_run_is_reported_and_its_folder_read_back() {
     assert!(String::from_utf8_lossy(&run.stdout).lines().all(|line| said(&again).contains(line)), "{}", said(&again));
     let refused = loadgen(folder.path(), &["http", &url, "-R", "500", "-n", "1", "--out", "run"]);
     assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+}
+
+/// The folder is what a run is for: whoever reads the standard output may have gone or be full.
+#[test]
+fn a_full_output_loses_no_folder() {
+    let (stub, folder) = (Stub::start(&[]), tempfile::tempdir().unwrap());
+    let url = format!("{}/spring26", stub.url);
+    for (out, json) in [("text", None), ("json", Some("-"))] {
+        let mut words = vec!["http", &url, "-R", "100", "-n", "10", "--out", out];
+        words.extend(json.map(|json| ["--json", json]).into_iter().flatten());
+        let full = std::fs::File::create("/dev/full").unwrap();
+        let run = Command::new(PROGRAM).args(&words).current_dir(folder.path()).stdout(full).output().unwrap();
+        assert!(folder.path().join(out).join("run.json").exists(), "{}", said(&run));
+        assert!(folder.path().join(out).join("hgrm/run.http.hgrm").exists(), "{}", said(&run));
+    }
 }
 
 #[test]

@@ -284,6 +284,12 @@ fn a_folder_holds_a_run_and_keeps_it() {
     let file = folder.join(bundle::RUN_JSON);
     let other = fs::read_to_string(&file).expect("text").replace("loadgen/1", "loadgen/9");
     fs::write(&file, other).expect("written");
+    let half = tempfile::tempdir().expect("a folder");
+    bundle::prepare(half.path()).expect("room");
+    bundle::prepare(half.path()).expect("nothing came of the first run");
+    fs::write(half.path().join("hgrm/old.hgrm"), "").expect("written");
+    let refused = bundle::prepare(half.path()).expect_err("histograms of another run").to_string();
+    assert!(refused.contains("hgrm is not empty"), "{refused}");
     let refused = bundle::read(&folder).expect_err("another version").to_string();
     assert!(refused.contains("its schema is \"loadgen/9\""), "{refused}");
 }

@@ -117,13 +117,6 @@ fn it_answers_as_a_server_of_short_links_does() {
 }
 
 #[test]
-fn without_statistics_it_knows_none() {
-    let script = Script { no_stats: true, ..Script::default() };
-    let stub = Stub::start(SocketAddr::from(([127, 0, 0, 1], 0)), script).unwrap();
-    assert_eq!(Client::new(&stub).ask("GET /stats/abc HTTP/1.1\r\n\r\n").status, 404);
-}
-
-#[test]
 fn what_was_created_is_redirected_to() {
     let (stub, _) = stub(&[]);
     let mut client = Client::new(&stub);
@@ -133,6 +126,9 @@ fn what_was_created_is_redirected_to() {
     assert_eq!((answer.status, String::from_utf8_lossy(&answer.body).as_ref()), (201, body));
     let answer = client.ask("GET /0000000 HTTP/1.1\r\n\r\n");
     assert!(answer.head.contains(&"Location: https://a.example/x".to_owned()), "{answer:?}");
+    let body = "{\"original_url\":\"https://a.example/y\",\"custom_code\":\"spring\"}";
+    let post = format!("POST /shorten HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    assert_eq!([client.ask(&post).status, client.ask(&post).status], [201, 409]);
 }
 
 #[test]

@@ -1,17 +1,22 @@
 //! What `http` and `run` share: a scenario is carried out, watched, judged and reported.
 
+use std::fs::{File, OpenOptions};
+use std::io::BufWriter;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::args::Common;
 use super::{Failure, print};
 use crate::campaign::{self, Performed};
 use crate::checks::{self, machine};
+use crate::engine::template::Template;
 use crate::engine::{self, Job, LedgerJob};
+use crate::measure::seconds::Interval;
 use crate::measure::totals::Totals;
 use crate::plan::arrivals;
 use crate::plan::curve::Cumulative;
@@ -29,13 +34,38 @@ pub(super) struct Subject {
     pub(super) notes: Vec<String>,
 }
 
+/// What would end the run when everything else is done: told before a link is created or a second measured.
+pub(super) fn check(scenario: &Scenario, common: &Common) -> Result<()> {
+    events::check(&scenario.events)?;
+    let header = common.ledger.as_ref().map(|_| common.ledger_header.as_str());
+    for traffic in &scenario.traffic {
+        // Whether there is a key is asked elsewhere: where there is none, some classes can be left out.
+        Template::compile(traffic, &scenario.run.target.authority, Some("key"), header)?;
+    }
+    if let Some(file) = &common.ledger {
+        let problem = |what| anyhow!("--ledger {}: {what}", file.display());
+        if file.symlink_metadata().is_ok() {
+            return Err(problem("it is there already, and no ledger is overwritten: name another file, or remove it"));
+        }
+        if file.parent().is_some_and(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+            return Err(problem("its folder is not there: make it first"));
+        }
+    }
+    if let Some(file) = common.json.as_ref().filter(|file| !is_stdout(file)) {
+        // Not emptied yet: if nothing comes of the run, the old one is still there.
+        let open = OpenOptions::new().append(true).create(true).open(file);
+        open.with_context(|| format!("--json {}: cannot be written", file.display()))?;
+    }
+    common.out.as_ref().map_or(Ok(()), |folder| bundle::prepare(folder))
+}
+
+fn is_stdout(json: &Path) -> bool {
+    json.as_os_str() == "-"
+}
+
 /// From the scenario to the exit code.
 pub(super) fn measure(subject: Subject, common: &Common) -> Result<u8, Failure> {
     let Subject { scenario, address, key, skipped, notes } = subject;
-    if let Some(folder) = &common.out {
-        bundle::prepare(folder).map_err(Failure::Usage)?;
-    }
-    events::check(&scenario.events).map_err(Failure::Usage)?;
     if common.ledger.is_some() {
         probe::ids::ask(&scenario, address, &common.ledger_header).map_err(Failure::Usage)?;
     }
@@ -48,7 +78,7 @@ pub(super) fn measure(subject: Subject, common: &Common) -> Result<u8, Failure> 
 
     let same_host = machine::is_this_host(address.ip());
     let workers = match scenario.run.workers {
-        0 => engine::cores().saturating_sub(usize::from(same_host)).max(1),
+        0 => workers(&scenario, engine::cores().saturating_sub(usize::from(same_host))),
         workers => workers,
     };
     let planned = arrivals::counts(&scenario);
@@ -84,18 +114,29 @@ pub(super) fn measure(subject: Subject, common: &Common) -> Result<u8, Failure> 
     Ok(report.exit_code)
 }
 
-/// The lines of the seconds that are over; all workers have told of a second when the next one is.
+/// As many as there are cores for them, and no more than the smallest class has connections: each worker has one of each.
+fn workers(scenario: &Scenario, cores: usize) -> usize {
+    let open = scenario.traffic.iter().filter(|traffic| traffic.closed.is_none());
+    open.map(|traffic| traffic.connection.max).fold(cores, usize::min).max(1)
+}
+
+/// The lines of the seconds that are over.
 fn show(scenario: &Scenario, totals: &Totals, shown_s: u32, elapsed_s: u32) -> u32 {
     let mut shown_s = shown_s;
-    for interval in totals.intervals() {
+    for interval in untold(totals.intervals(), shown_s, elapsed_s) {
         let end_s = interval.from_s + interval.seconds;
-        if interval.from_s >= shown_s && end_s < elapsed_s {
-            let (phase, planned) = planned(scenario, interval.from_s, end_s);
-            print::say(&terminal::live(interval, phase, planned));
-            shown_s = end_s;
-        }
+        let (phase, planned) = planned(scenario, interval.from_s, end_s);
+        print::say(&terminal::live(interval, phase, planned));
+        shown_s = end_s;
     }
     shown_s
+}
+
+/// Rows that end later than `shown_s`; all workers have told of a second when the next one is. Two rows become one after
+/// an hour: one that begins before `shown_s` has half of its seconds untold.
+fn untold(intervals: &[Interval], shown_s: u32, elapsed_s: u32) -> impl Iterator<Item = &Interval> {
+    let end_s = |interval: &Interval| interval.from_s + interval.seconds;
+    intervals.iter().filter(move |interval| end_s(interval) > shown_s && end_s(interval) < elapsed_s)
 }
 
 /// The name of the phase in which a second begins, and how many arrivals the plan has in it.
@@ -163,25 +204,28 @@ fn judge(
     })
 }
 
-/// To the terminal, into the folder, as JSON.
+/// Into the folder, to people, as JSON: what one of them does not take, the others still get.
 fn deliver(report: &Report, scenario: &Scenario, totals: &Totals, common: &Common) -> Result<()> {
+    let kept = common.out.as_ref().map_or(Ok(()), |folder| bundle::write(folder, report, scenario, totals));
     let look = terminal::Look { colour: terminal::wants_colour(), percentiles: common.latency };
-    let to_stdout = common.json.as_ref().is_some_and(|file| file.as_os_str() == "-");
     let text = terminal::text(report, look);
-    if to_stdout {
-        bundle::json(report, std::io::stdout().lock())?;
-        print::say(&text);
-    } else {
-        print::out(&text);
-    }
-    if let Some(folder) = &common.out {
-        bundle::write(folder, report, scenario, totals)?;
-    }
-    if let Some(file) = common.json.as_ref().filter(|_| !to_stdout) {
-        let out = std::fs::File::create(file).with_context(|| format!("{} cannot be written", file.display()))?;
-        bundle::json(report, std::io::BufWriter::new(out))?;
-    }
-    Ok(())
+    let told = match &common.json {
+        Some(file) if is_stdout(file) => {
+            print::say(&text);
+            bundle::json(report, std::io::stdout().lock()).context("--json -")
+        }
+        file => {
+            print::out(&text);
+            file.as_ref().map_or(Ok(()), |file| write_json(file, report))
+        }
+    };
+    kept.and(told)
+}
+
+fn write_json(file: &Path, report: &Report) -> Result<()> {
+    let context = || format!("--json {}", file.display());
+    let out = File::create(file).with_context(context)?;
+    bundle::json(report, BufWriter::new(out)).with_context(context)
 }
 
 /// SIGINT and SIGTERM: the first ends the run with a partial report, the second ends the process.
@@ -205,5 +249,45 @@ impl Interruption {
 
     fn signal(&self) -> Option<u8> {
         u8::try_from(self.signal.load(Ordering::Relaxed)).ok().filter(|signal| *signal != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::scenario::change::Changes;
+    use crate::scenario::load;
+
+    #[test]
+    fn each_second_is_told_also_when_rows_become_wider() {
+        let row = |from_s, seconds| Interval { from_s, seconds, ..Interval::default() };
+        let check = |rows: &[Interval], shown_s, elapsed_s, expected: &[u32]| {
+            let told: Vec<u32> = untold(rows, shown_s, elapsed_s).map(|row| row.from_s).collect();
+            assert_eq!(told, expected, "after {shown_s}");
+        };
+        let single = [row(0, 1), row(1, 1), row(2, 1)];
+        check(&single, 0, 3, &[0, 1]);
+        check(&single, 1, 4, &[1, 2]);
+        let double = [row(3596, 2), row(3598, 2), row(3600, 2)];
+        check(&double, 3599, 3602, &[3598]);
+        check(&double, 3600, 3603, &[3600]);
+    }
+
+    /// The engine gives each worker a connection of each class, and would open more than the scenario allows.
+    #[test]
+    fn there_are_no_more_workers_than_connections() {
+        let check = |class: &str, phase: &str, expected: usize| {
+            let text = format!(
+                "[run]\ntarget = \"http://127.0.0.1:1\"\n[traffic.a]\nrequest = \"GET /\"\n{class}\n[[phase]]\nname = \"x\"\n\
+                 for = \"1s\"\n{phase}\n"
+            );
+            let scenario = load::from_toml("t", &text, Path::new("."), &Changes::default()).unwrap();
+            assert_eq!(workers(&scenario, 4), expected, "{class}");
+        };
+        check("", "rate = 1\nmix = { a = 1 }", 4);
+        check("connection = { max = 3 }", "rate = 1\nmix = { a = 1 }", 3);
+        check("closed = { clients = 1 }", "also = [\"a\"]", 4);
     }
 }

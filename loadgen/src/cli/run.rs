@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::args::{Http, Run, Source};
-use super::measure::{Subject, measure};
+use super::measure::{self, Subject};
 use super::{Failure, print};
 use crate::calibrate::{self, Calibration};
 use crate::client::Client;
@@ -30,10 +30,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) fn http(http: &Http) -> Result<u8, Failure> {
     let scenario = flags::scenario(&http.flags).map_err(|error| Failure::Usage(error.into()))?;
     let address = resolve(&scenario.run.target).map_err(Failure::Usage)?;
+    measure::check(&scenario, &http.common).map_err(Failure::Usage)?;
     // A run against nobody would report that everything was refused, as if it were the server's.
     Client::connect(address, &scenario.run.target.authority, PATIENCE)?;
     warn(&scenario);
-    measure(Subject { scenario, address, key: None, skipped: Vec::new(), notes: Vec::new() }, &http.common)
+    measure::measure(Subject { scenario, address, key: None, skipped: Vec::new(), notes: Vec::new() }, &http.common)
 }
 
 /// `loadgen run NAME`: the peak that this machine can do, the links that are missing, the classes that the server has.
@@ -42,8 +43,7 @@ pub(super) fn run(command: &Run) -> Result<u8, Failure> {
     let mut scenario = read(&command.source, &changes)?;
     let address = resolve(&scenario.run.target).map_err(Failure::Usage)?;
     let key = Key::find(command.key_file.as_deref()).map_err(Failure::Usage)?;
-    // Also what --set or the file says wrongly is told before anything is created.
-    crate::events::check(&scenario.events).map_err(Failure::Usage)?;
+    measure::check(&scenario, &command.common).map_err(Failure::Usage)?;
 
     let mut notes = Vec::new();
     if !command.no_seed {
@@ -60,7 +60,7 @@ pub(super) fn run(command: &Run) -> Result<u8, Failure> {
     }
     warn(&scenario);
     let key = key.secret.ok();
-    measure(Subject { scenario, address, key, skipped, notes }, &command.common)
+    measure::measure(Subject { scenario, address, key, skipped, notes }, &command.common)
 }
 
 /// The scenario of that name, or in that file.

@@ -55,7 +55,9 @@ pub(super) fn plan(source: &args::Source) -> Result<u8, Failure> {
 pub(super) fn seed(seed: &args::Seed) -> Result<u8, Failure> {
     let scenario = read(&seed.source, &rehearsal(&seed.source))?;
     if let Some(file) = &seed.write {
-        let out = fs::File::create(file).with_context(|| format!("{} cannot be written", file.display()))?;
+        let taken =
+            || format!("--write {}: an existing file is not overwritten, and its folder must exist", file.display());
+        let out = fs::File::create_new(file).with_context(taken).map_err(Failure::Usage)?;
         seed::write_csv(&scenario.catalogue, io::BufWriter::new(out)).context(format!("writing {}", file.display()))?;
         print::say(&format!("{} is written: waypost import {0}", file.display()));
         return Ok(0);

@@ -15,6 +15,7 @@ use super::{
 use crate::measure::percentile::{Distribution, Quantile, quantile_ns};
 use crate::measure::totals::Sum;
 use crate::measure::{Connected, Outcome};
+use crate::scenario::change;
 use crate::slo::{Scope, eval};
 
 /// Everything that the run yields. An interrupted run's SLOs are left out: a part of the plan says nothing about them.
@@ -31,7 +32,7 @@ pub fn build(run: &Run<'_>) -> Report {
         lasted_ns: run.lasted_ns,
         scenario: ScenarioText {
             name: scenario.name.clone(),
-            toml: scenario.toml.clone(),
+            toml: change::masked(&scenario.toml),
             sha256: Sha256::digest(&scenario.toml).iter().map(|byte| format!("{byte:02x}")).collect(),
             seed: scenario.run.seed,
             length_ns: scenario.length_ns(),

@@ -1,8 +1,8 @@
 //! The folder of a run (`--out DIR`): `run.json`, `hgrm/<phase>.<traffic>.hgrm`, `intervals.hlog`, `timeline.csv`.
 //!
 //! In: a report, and the run's totals for the histograms. Out: files; `intervals.hlog` is written while the run goes on
-//! ([`crate::measure::hlog`]), the others at its end, `run.json` last. Never: overwrites a run; leaves half a `run.json`.
-//! At its limit: a write that fails ends the command with its path and the system's words.
+//! ([`crate::measure::hlog`]), the others at its end, `run.json` first: it alone is enough for `loadgen report`. Never: overwrites a run;
+//! leaves half a `run.json`. At its limit: a write that fails ends the command with its path and the system's words.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -29,11 +29,17 @@ pub const INTERVALS: &str = "intervals.hlog";
 /// When the folder holds a run, or cannot be made.
 pub fn prepare(folder: &Path) -> Result<()> {
     let file = folder.join(RUN_JSON);
-    if file.try_exists().with_context(|| format!("cannot look for {}", file.display()))? {
+    if file.try_exists().with_context(|| format!("--out: cannot look for {}", file.display()))? {
         bail!("--out {}: it holds a run already; name another folder, or remove it", folder.display());
     }
     let histograms = folder.join("hgrm");
-    fs::create_dir_all(&histograms).with_context(|| format!("--out: cannot make {}", histograms.display()))
+    let cannot = || format!("--out: cannot make {}", histograms.display());
+    fs::create_dir_all(&histograms).with_context(cannot)?;
+    // Those of classes that this run does not have would stay among its own.
+    if fs::read_dir(&histograms).with_context(cannot)?.next().is_some() {
+        bail!("--out: {} is not empty; name another folder, or empty it", histograms.display());
+    }
+    Ok(())
 }
 
 /// Writes everything but the interval log, which exists by then.
@@ -41,12 +47,12 @@ pub fn prepare(folder: &Path) -> Result<()> {
 /// # Errors
 /// When a file cannot be written.
 pub fn write(folder: &Path, report: &Report, scenario: &Scenario, totals: &Totals) -> Result<()> {
-    histograms(&folder.join("hgrm"), scenario, totals)?;
-    timeline(&folder.join("timeline.csv"), report)?;
     let part = folder.join("run.json.part");
     write_json(&part, report)?;
     let file = folder.join(RUN_JSON);
-    fs::rename(&part, &file).with_context(|| format!("cannot rename {} to {}", part.display(), file.display()))
+    fs::rename(&part, &file).with_context(|| format!("cannot rename {} to {}", part.display(), file.display()))?;
+    timeline(&folder.join("timeline.csv"), report)?;
+    histograms(&folder.join("hgrm"), scenario, totals)
 }
 
 /// The report alone, to a file or anything else (`--json`).

@@ -112,9 +112,9 @@ pub struct Tool {
 #[serde(deny_unknown_fields)]
 pub struct ScenarioText {
     pub name: String,
-    /// As it was run: after `--set`.
+    /// As it was run: after `--set`, but for keys in its headers.
     pub toml: String,
-    /// Of `toml`, hexadecimal: runs with the same one can be compared.
+    /// Of the whole text, keys included, hexadecimal: runs with the same one can be compared.
     pub sha256: String,
     pub seed: u64,
     /// From the origin to the last planned arrival.

@@ -3,7 +3,9 @@
 //! In: the text of a file and `--set KEY=VALUE`. Out: the text with the values in their places, comments kept: what is
 //! read, shown and hashed is one thing. Never: knows which keys there are; whoever reads the text refuses the others.
 
-use toml::de::DeValue;
+use std::cmp::Reverse;
+
+use toml::de::{DeArray, DeValue};
 
 use super::table::{Problems, child};
 
@@ -17,7 +19,8 @@ pub struct Changes {
     /// `--set KEY=VALUE`: a dotted key of the file, phases and the like by number from 1; a key without a dot is one of
     /// `[run]`.
     pub set: Vec<(String, String)>,
-    /// `--postgres-pid`: stands in for `"{postgres_pid}"`.
+    /// `--postgres-pid`: what `"{postgres_pid}"` means. It is not written into the text: the scenario is the same one
+    /// with the next server's.
     pub postgres_pid: Option<u32>,
     /// For commands that carry out no event (`check`, `plan`, `seed`): nobody needs to say which process is Postgres.
     pub rehearsal: bool,
@@ -31,6 +34,8 @@ enum Place {
     Header(usize),
     /// After the brace of a table in one line.
     Brace { at: usize, empty: bool },
+    /// Before the first header.
+    Begin,
     /// Into a table of its own at the end of the text.
     End,
 }
@@ -56,13 +61,38 @@ pub(super) fn apply(text: &str, changes: &Changes) -> Result<String, String> {
         };
         text = edited.map_err(|error| format!("--set {key}: {error}"))?;
     }
-    if let Some(pid) = changes.postgres_pid {
-        text = text.replace("\"{postgres_pid}\"", &pid.to_string());
-    }
     for class in &changes.drop {
         text = edit(&text, &format!("traffic.{class}.off"), "true").map_err(|error| format!("{class}: {error}"))?;
     }
     Ok(text)
+}
+
+/// Headers whose values let in whoever has them.
+const SECRET_HEADERS: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "x-api-key"];
+
+/// A scenario's text as it may be shown to anybody: without the keys that its headers hold. `{key}` is none.
+#[must_use]
+pub fn masked(text: &str) -> String {
+    let root = Problems::of(text).parse();
+    let classes = root
+        .get("traffic")
+        .and_then(|classes| classes.get_ref().as_table())
+        .into_iter()
+        .flat_map(|classes| classes.values());
+    let headers = classes.filter_map(|class| class.get_ref().get("headers")?.get_ref().as_table()).flatten();
+    let is_secret = |name: &str, value: &DeValue<'_>| {
+        SECRET_HEADERS.iter().any(|secret| name.eq_ignore_ascii_case(secret))
+            && !value.as_str().is_some_and(|value| value.contains("{key}"))
+    };
+    let secret = headers.filter(|(name, value)| is_secret(name.get_ref(), value.get_ref()));
+    let mut spans: Vec<_> = secret.map(|(_, value)| value.span()).collect();
+    // From the end, so that those before stay where they are.
+    spans.sort_by_key(|span| Reverse(span.start));
+    let mut shown = text.to_owned();
+    for span in spans {
+        shown.replace_range(span, "\"(not shown)\"");
+    }
+    shown
 }
 
 /// As TOML has it if it is that, else as a text: `5` is a number, `5s` a text.
@@ -89,7 +119,8 @@ fn edit(text: &str, key: &str, value: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
 
-    let mut place = Place::End;
+    // Where new keys go, and how many segments lead there.
+    let mut place = (Place::End, 0);
     let mut found = &root;
     let mut depth = 0;
     for segment in &segments {
@@ -97,14 +128,23 @@ fn edit(text: &str, key: &str, value: &str) -> Result<String, String> {
         depth += 1;
         found = value_there;
         place = match text[span.clone()].chars().next() {
-            Some('[') if found.is_table() => Place::Header(span.end),
+            Some('[') if found.is_table() => (Place::Header(span.end), depth),
             Some('{') if found.is_table() => {
-                Place::Brace { at: span.start + 1, empty: found.as_table().is_some_and(|table| table.is_empty()) }
+                let empty = found.as_table().is_some_and(|table| table.is_empty());
+                (Place::Brace { at: span.start + 1, empty }, depth)
             }
-            _ => Place::End,
+            // A part of another table's header can have a header of its own.
+            _ if is_in_header(text, span.start) => (Place::End, 0),
+            // A table of dotted keys cannot: `expect.status = 200` goes with its like.
+            _ => match place {
+                (Place::End, 0) => (Place::Begin, 0),
+                place => place,
+            },
         };
         if depth == segments.len() {
-            if matches!(place, Place::Header(_)) || text[span.clone()].starts_with("[[") {
+            let is_tables = |items: &DeArray<'_>| items.iter().any(|item| item.get_ref().is_table());
+            let is_inline = text[span.start..].starts_with('{');
+            if (found.is_table() && !is_inline) || value_there.as_array().is_some_and(is_tables) {
                 return Err("is a table: name one of its keys".to_owned());
             }
             return Ok(format!("{}{value}{}", &text[..span.start], &text[span.end..]));
@@ -117,8 +157,9 @@ fn edit(text: &str, key: &str, value: &str) -> Result<String, String> {
         return Err(format!("{} is a value, not a table", segments[..depth].join(".")));
     }
 
-    let rest = segments[depth..].join(".");
-    Ok(match place {
+    let rest = segments[place.1..].join(".");
+    Ok(match place.0 {
+        Place::Begin => format!("{rest} = {value}\n{text}"),
         Place::Header(at) => {
             let line_end = text[at..].find('\n').map_or(text.len(), |newline| at + newline);
             format!("{}\n{rest} = {value}{}", &text[..line_end], &text[line_end..])
@@ -134,9 +175,14 @@ fn edit(text: &str, key: &str, value: &str) -> Result<String, String> {
     })
 }
 
+fn is_in_header(text: &str, at: usize) -> bool {
+    let line = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+    text[line..].trim_start().starts_with('[')
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Changes, apply};
+    use super::{Changes, apply, masked};
 
     const TEXT: &str = "\
 [run] # the run
@@ -145,6 +191,7 @@ seed = 1
 [traffic.a]
 expect = { status = 200 }
 code = {}
+dotted.deep.one = 1
 
 [[phase]]
 name = \"one\"
@@ -169,10 +216,19 @@ for = \"5s\" # long
             ("traffic.a.expect.body", "x", "{ status", "{ body = \"x\", status"),
             ("traffic.a.code.pick", "one", "{}", "{ pick = \"one\"}"),
             ("traffic.a", "off", "[traffic.a]", "[traffic.a]\noff = true"),
+            ("traffic.a.dotted.x", "5", "[traffic.a]", "[traffic.a]\ndotted.x = 5"),
+            ("traffic.a.dotted.deep.x", "5", "[traffic.a]", "[traffic.a]\ndotted.deep.x = 5"),
+            ("traffic.a.dotted.deep.one", "5", "one = 1", "one = 5"),
             ("links.new.count", "5", "# long\n", "# long\n\n[links.new]\ncount = 5\n"),
         ] {
             assert_eq!(set(&[(key, value)]).as_deref(), Ok(TEXT.replacen(before, after, 1).as_str()), "{key}");
         }
+    }
+
+    #[test]
+    fn a_value_may_be_lists_in_a_list() {
+        let points = set(&[("phase.1.points", "[[0, 1]]"), ("phase.1.points", "[[0, 2]]")]).unwrap();
+        assert!(points.contains("points = [[0, 2]]"), "{points}");
     }
 
     #[test]
@@ -181,6 +237,7 @@ for = \"5s\" # long
             ("phase.3.for", "5s", "--set phase.3.for: there is no 3: there are 2, from 1"),
             ("phase.0.for", "5s", "--set phase.0.for: there is no 0: there are 2, from 1"),
             ("run.seed.low", "5", "--set run.seed.low: run.seed is a value, not a table"),
+            ("traffic.a.dotted", "5", "--set traffic.a.dotted: is a table: name one of its keys"),
             ("traffic.a", "5", "--set traffic.a: is a table: name one of its keys"),
             ("a..b", "5", "--set a..b: \"\" is no key: letters, digits, - and _, with dots between them"),
         ] {
@@ -189,17 +246,44 @@ for = \"5s\" # long
     }
 
     #[test]
+    fn a_file_without_headers_stays_one() {
+        let set = vec![("run.peak".to_owned(), "5".to_owned())];
+        let changed = apply("run.seed = 1\n", &Changes { set, ..Changes::default() });
+        assert_eq!(changed.as_deref(), Ok("run.peak = 5\nrun.seed = 1\n"));
+    }
+
+    #[test]
+    fn keys_are_not_shown() {
+        for (headers, shown) in [
+            (
+                "headers = { Authorization = \"Bearer wpk_1\", A = \"b\" }",
+                Some("{ Authorization = \"(not shown)\", A = \"b\" }"),
+            ),
+            ("headers.\"x-api-key\" = 'wpk_1' # mine", Some("headers.\"x-api-key\" = \"(not shown)\" # mine")),
+            (
+                "headers = { Cookie = \"a=wpk_1\", Proxy-Authorization = \"wpk_1\" }",
+                Some("{ Cookie = \"(not shown)\", Proxy-Authorization = \"(not shown)\" }"),
+            ),
+            ("headers = { Authorization = \"Bearer {key}\" }", None),
+            ("headers = { Accept = \"text/html\" }", None),
+        ] {
+            let text = format!("[traffic.a]\nrequest = \"GET /\"\n{headers}\n[traffic.b]\nbody = \"cookie\"\n");
+            let masked = masked(&text);
+            assert_eq!(masked == text, shown.is_none(), "{masked}");
+            assert!(masked.contains(shown.unwrap_or(headers)) && !masked.contains("wpk_1"), "{masked}");
+        }
+    }
+
+    #[test]
     fn other_flags_are_written_into_the_text() {
-        let text = "[run]\n[traffic.x]\n[[event]]\nbegin = { pid = \"{postgres_pid}\" }\n";
+        let text = "[run]\n[traffic.x]\n";
         let changes = Changes {
             target: Some("http://127.0.0.2:80".to_owned()),
             peak: Some(9200.0),
-            postgres_pid: Some(42),
             drop: vec!["x".to_owned()],
             ..Changes::default()
         };
-        let expected = "[run]\npeak = 9200\ntarget = \"http://127.0.0.2:80\"\n[traffic.x]\noff = true\n[[event]]\n\
-                        begin = { pid = 42 }\n";
+        let expected = "[run]\npeak = 9200\ntarget = \"http://127.0.0.2:80\"\n[traffic.x]\noff = true\n";
         assert_eq!(apply(text, &changes).as_deref(), Ok(expected));
     }
 }

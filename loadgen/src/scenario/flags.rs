@@ -144,6 +144,16 @@ pub fn scenario(flags: &Flags) -> Result<Scenario, LoadError> {
 
 fn text(flags: &Flags) -> Result<String, String> {
     let (origin, path) = split_url(&flags.url)?;
+    if let Some((name, _)) = flags.headers.iter().find(|(_, value)| value.contains("{key}")) {
+        let way_out = "write the key itself (no report shows it), or use `loadgen run` with --key-file";
+        return Err(format!("-H {name}: {{key}} is of scenarios: {way_out}"));
+    }
+    if flags.rate.is_some() && flags.connections < u32::from(flags.threads) {
+        let (connections, threads) = (flags.connections, flags.threads);
+        return Err(format!(
+            "-c {connections} is less than -t {threads}, and each thread has a connection: raise -c, or lower -t"
+        ));
+    }
     let mut lines = vec![
         "[run]".to_owned(),
         format!("target = {}", quoted(origin)),
@@ -193,7 +203,9 @@ fn text(flags: &Flags) -> Result<String, String> {
         let when_full = if flags.connection == ConnectionFlag::Pool { "queue" } else { "grow" };
         lines.push(format!("connection.when_full = \"{when_full}\""));
     } else {
-        lines.push(format!("closed = {{ clients = {} }}", flags.connections));
+        // Each connection has as many clients as it may have requests in flight.
+        let clients = u64::from(flags.connections) * u64::from(flags.pipeline);
+        lines.push(format!("closed = {{ clients = {clients} }}"));
     }
     lines.extend(flags.bind.map(|bind| format!("bind = \"{bind}\"")));
 
@@ -282,6 +294,10 @@ mod tests {
         assert_eq!((closed.traffic[0].path.as_str(), closed.phases[0].curve.clone()), ("/", Curve::None));
         assert_eq!(closed.traffic[0].expect.status, [301, 302]);
 
+        let pipelined = load("http://127.0.0.1:8080 -z 5s -c 10 --pipeline 4").unwrap();
+        assert_eq!(pipelined.traffic[0].closed, Some(Closed { clients: 40, think_ns: 0 }));
+        assert_eq!((pipelined.traffic[0].connection.max, pipelined.traffic[0].connection.pipeline), (10, 4));
+
         let ramp = load("http://[::1] -q 0:1k --connection session:1.4 --location https://x.example/").unwrap();
         assert_eq!(ramp.phases[0].curve, Curve::Linear { from: 0.0, to: 1000.0 });
         assert_eq!(ramp.traffic[0].connection.kind, ConnectionKind::Session(Requests::Geometric(1.4)));
@@ -315,6 +331,8 @@ mod tests {
             ("http://127.0.0.1 --slo p99<5ms", "use p(99)"),
             ("http://127.0.0.1 --connection session", "session:MEAN"),
             ("http://127.0.0.1 -H Host:x", "is written by loadgen itself"),
+            ("http://127.0.0.1 -H A:{key}", "-H A: {key} is of scenarios: write the key itself"),
+            ("http://127.0.0.1 -R 1 -c 2 -t 3", "-c 2 is less than -t 3"),
             ("http://127.0.0.1/{key}", "{key} is no placeholder here"),
         ] {
             let error = load(line).unwrap_err();

@@ -60,14 +60,14 @@ pub fn from_toml(name: &str, text: &str, folder: &Path, changes: &Changes) -> Re
     let mut problems = Problems::of(&toml);
     let root = problems.parse();
     let root = Table::root(&root);
-    if !changes.rehearsal && events::need_postgres_pid(&root) {
+    if !changes.rehearsal && changes.postgres_pid.is_none() && events::need_postgres_pid(&root) {
         return Err(LoadError::one(format!(
             "{name} needs --postgres-pid PID: the process of the Postgres server that it stops for a while, which is the \
              first line of postmaster.pid in Postgres's data directory: head -1 …/postmaster.pid"
         )));
     }
     if problems.are_none()
-        && let Some(scenario) = read(name, &toml, folder, &root, &mut problems)
+        && let Some(scenario) = read(name, &toml, (folder, changes.postgres_pid), &root, &mut problems)
         && problems.are_none()
     {
         return Ok(scenario);
@@ -77,7 +77,13 @@ pub fn from_toml(name: &str, text: &str, folder: &Path, changes: &Changes) -> Re
 }
 
 /// None only together with a problem.
-fn read(name: &str, toml: &str, folder: &Path, root: &Table<'_>, problems: &mut Problems<'_>) -> Option<Scenario> {
+fn read(
+    name: &str,
+    toml: &str,
+    (folder, postgres): (&Path, Option<u32>),
+    root: &Table<'_>,
+    problems: &mut Problems<'_>,
+) -> Option<Scenario> {
     root.only(&["run", "links", "traffic", "phase", "event", "slo"], problems);
 
     let run_table = root.need("run", "[run] with a target", problems, Value::table);
@@ -90,7 +96,7 @@ fn read(name: &str, toml: &str, folder: &Path, root: &Table<'_>, problems: &mut 
     let traffic = traffic::read(&classes, &set_names, problems);
     let warmup_ns = run_table.as_ref().and_then(|table| table.read("warmup", problems, phase_ns));
     let phases = phases::read(root, &classes, warmup_ns.unwrap_or(0), &peak, problems);
-    let events = events::read(root, folder, &phases, problems);
+    let events = events::read(root, (folder, postgres), &phases, problems);
     let slos = read_slos(root, &classes, &phases, &events, problems);
 
     let (Some(mut run), true) = (run, problems.are_none()) else { return None };

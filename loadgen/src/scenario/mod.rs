@@ -24,7 +24,7 @@ use crate::slo::Slo;
 #[derive(Debug)]
 pub struct Scenario {
     pub name: String,
-    /// The text that was run, after `--set`: what the report shows and hashes.
+    /// The text that was run, after `--set`: what the report hashes, and shows as [`change::masked`] has it.
     pub toml: String,
     pub run: Run,
     pub catalogue: Catalogue,

@@ -6,8 +6,8 @@
 //! as the system allows; then it ends with an error.
 //!
 //! What it serves: `GET` and `HEAD /{code}` are redirected (307) to the code's derived target, or to the one that was
-//! posted; codes that begin with `missing` are unknown (404); `POST /shorten` creates (201); `/stats/{code}` and
-//! `/healthz`, which gives `X-Request-Id` back, are 200.
+//! posted; codes that begin with `missing` are unknown (404); `POST /shorten` creates (201), but no second link of a
+//! `custom_code` (409); `/stats/{code}` and `/healthz`, which gives `X-Request-Id` back, are 200.
 
 mod http;
 mod links;

@@ -29,8 +29,6 @@ pub struct Script {
     pub reset_share: f64,
     /// Redirects get a body of [`DRIP_BYTES`], one byte each so many nanoseconds; 0: no body.
     pub drip_ns: u64,
-    /// `/stats/` is answered 404, as a server without statistics does.
-    pub no_stats: bool,
 }
 
 /// Bytes of a dripping body.

@@ -21,7 +21,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 use socket2::{Domain, Socket, Type};
 
 use super::http::{self, Request};
-use super::links::Links;
+use super::links::{Creation, Links};
 use super::script::{DRIP_BYTES, Script};
 use super::truth::Truth;
 use crate::clock;
@@ -447,17 +447,21 @@ fn respond(script: &Script, links: &mut Links, request: &Request<'_>, out: &mut 
             200
         }
         ("POST", "/shorten") => match links.create(request.body) {
-            Some(body) => {
+            Creation::Created(body) => {
                 http::head(out, "201 Created", &[("Content-Type", b"application/json")], body.len() as u64, close);
                 out.extend_from_slice(body.as_bytes());
                 201
             }
-            None => {
+            Creation::Taken => {
+                http::head(out, "409 Conflict", &[], 0, close);
+                409
+            }
+            Creation::Malformed => {
                 http::head(out, "400 Bad Request", &[], 0, close);
                 400
             }
         },
-        ("GET", _) if path.starts_with("/stats/") && !script.no_stats => {
+        ("GET", _) if path.starts_with("/stats/") => {
             http::head(out, "200 OK", &[("Content-Type", b"application/json")], 2, close);
             out.extend_from_slice(b"{}");
             200

@@ -21,10 +21,16 @@ pub(super) fn need_postgres_pid(root: &Table<'_>) -> bool {
     })
 }
 
-pub(super) fn read(root: &Table<'_>, folder: &Path, phases: &[Phase], problems: &mut Problems<'_>) -> Vec<Event> {
+/// `folder` is where files are named from; `postgres` is the process that the command line names.
+pub(super) fn read(
+    root: &Table<'_>,
+    (folder, postgres): (&Path, Option<u32>),
+    phases: &[Phase],
+    problems: &mut Problems<'_>,
+) -> Vec<Event> {
     let mut events: Vec<(Event, Table<'_>)> = Vec::new();
     for table in tables(root, "event", problems) {
-        if let Some(event) = read_event(&table, folder, phases, problems) {
+        if let Some(event) = read_event(&table, (folder, postgres), phases, problems) {
             if events.iter().any(|(before, _)| before.name == event.name) {
                 table.refuse("name", &format!("{:?} is taken: give each event its own name", event.name), problems);
             }
@@ -57,7 +63,12 @@ fn end_ns(event: &Event, phases: &[Phase]) -> u64 {
     end_ns
 }
 
-fn read_event(table: &Table<'_>, folder: &Path, phases: &[Phase], problems: &mut Problems<'_>) -> Option<Event> {
+fn read_event(
+    table: &Table<'_>,
+    (folder, postgres): (&Path, Option<u32>),
+    phases: &[Phase],
+    problems: &mut Problems<'_>,
+) -> Option<Event> {
     table.only(&["name", "at", "lasts", "begin", "end"], problems);
     let name = table.need("name", "name = \"store stops\"", problems, |value| match value.text()? {
         "" => Err("is empty".to_owned()),
@@ -69,9 +80,9 @@ fn read_event(table: &Table<'_>, folder: &Path, phases: &[Phase], problems: &mut
         ns => Ok(ns),
     });
     let begin = table.need("begin", "begin = { signal = \"STOP\", pid = PID }", problems, Value::table);
-    let begin = begin.and_then(|action| read_action(&action, folder, problems));
+    let begin = begin.and_then(|action| read_action(&action, (folder, postgres), problems));
     let end = table.read("end", problems, Value::table);
-    let end = end.and_then(|action| read_action(&action, folder, problems));
+    let end = end.and_then(|action| read_action(&action, (folder, postgres), problems));
     match (table.get("lasts").is_some(), table.get("end").is_some()) {
         (false, true) => table.refuse("end", "when? add lasts = \"5s\"", problems),
         (true, false) => table.refuse("lasts", "what ends it? add end = { … }", problems),
@@ -96,9 +107,11 @@ fn at_ns(text: &str, phases: &[Phase]) -> Result<u64, String> {
         let warmup_ns = phases.first().filter(|phase| phase.warmup).map_or(0, |phase| phase.for_ns);
         return Ok(warmup_ns + after_ns);
     }
+    // A name may hold a + itself.
+    let is_name = phases.iter().any(|phase| phase.name == text.trim());
     let (name, after) = match text.rsplit_once('+') {
-        Some((name, after)) => (name.trim(), units::duration_ns(after)?),
-        None => (text.trim(), 0),
+        Some((name, after)) if !is_name => (name.trim(), units::duration_ns(after)?),
+        _ => (text.trim(), 0),
     };
     let (begin_ns, for_ns) = phases::begin_ns(phases, name)?;
     if after >= for_ns {
@@ -107,7 +120,11 @@ fn at_ns(text: &str, phases: &[Phase]) -> Result<u64, String> {
     Ok(begin_ns + after)
 }
 
-fn read_action(table: &Table<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<Action> {
+fn read_action(
+    table: &Table<'_>,
+    (folder, postgres): (&Path, Option<u32>),
+    problems: &mut Problems<'_>,
+) -> Option<Action> {
     if table.get("exec").is_some() {
         table.only(&["exec"], problems);
         return table.read("exec", problems, |value| match value.texts()? {
@@ -122,8 +139,8 @@ fn read_action(table: &Table<'_>, folder: &Path, problems: &mut Problems<'_>) ->
     // 0 and 1 would be this process's whole group, and init.
     let pid = table.read("pid", problems, |value| {
         if value.text() == Ok(POSTGRES_PID) {
-            // A rehearsal: were it carried out all the same, there is no such file and nothing is signalled.
-            return Ok(PidFrom::File(POSTGRES_PID.into()));
+            // None in a rehearsal: were it carried out all the same, there is no such file and nothing is signalled.
+            return Ok(postgres.map_or_else(|| PidFrom::File(POSTGRES_PID.into()), PidFrom::Pid));
         }
         value.count(2..=u64::from(u32::MAX >> 1)).map(|pid| PidFrom::Pid(pid as u32))
     });

@@ -356,7 +356,11 @@ fn read_connection(table: &Table<'_>, closed: Option<Closed>, problems: &mut Pro
         connection.kind = if kind == Kind::Pool { ConnectionKind::Pool } else { ConnectionKind::PerRequest };
     }
     if closed.is_some() {
-        given.refuse("max", "a closed loop has one connection for each of its clients", problems);
+        given.refuse(
+            "max",
+            "a closed loop has one connection for each of its clients, or for as many as pipeline says",
+            problems,
+        );
         given.refuse("when_full", "a client of a closed loop has its own connection", problems);
     } else if let Some(max) = given.read("max", problems, |value| value.count(1..=CONNECTIONS_MAX)) {
         connection.max = max as usize;
@@ -369,6 +373,10 @@ fn read_connection(table: &Table<'_>, closed: Option<Closed>, problems: &mut Pro
             given.refuse("pipeline", "only for kind = \"pool\"", problems);
         }
         connection.pipeline = pipeline as usize;
+        // Clients share connections, or no two of their requests would ever be on one.
+        if let Some(closed) = closed {
+            connection.max = closed.clients.div_ceil(connection.pipeline);
+        }
     }
     connection
 }
@@ -423,6 +431,15 @@ pub(super) fn check_across(scenario: &Scenario, classes: &Classes<'_>, problems:
             let name = &scenario.traffic[*from].name;
             let what = format!("location is only known where the body of {name} holds {{target}}");
             table.refuse("expect", &what, problems);
+        }
+        // Each worker holds a connection of each class, so that none of its arrivals waits for ever.
+        let max = traffic.connection.max;
+        if max < scenario.run.workers && traffic.closed.is_none() {
+            let what = format!(
+                "{} may have {max} connections, fewer than the {} workers: raise connection.max, or lower workers",
+                traffic.name, scenario.run.workers
+            );
+            table.refuse("request", &what, problems);
         }
         if let (Some(bind), Ok(host)) = (traffic.bind, scenario.run.target.host.parse::<std::net::IpAddr>())
             && bind.addr().is_ipv4() != host.is_ipv4()
