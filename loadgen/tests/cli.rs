@@ -142,7 +142,7 @@ fn a_full_output_loses_no_folder() {
 #[test]
 fn a_saturated_generator_is_never_green() {
     let (stub, folder) = (Stub::start(&[]), tempfile::tempdir().unwrap());
-    let words = ["http", &format!("{}/spring26", stub.url), "-R", "500k", "-d", "1s", "--timeout", "1s", "--json", "-"];
+    let words = ["http", &format!("{}/spring26", stub.url), "-R", "5M", "-d", "100ms", "--timeout", "1s", "--json", "-"];
     let output = loadgen(folder.path(), &words);
     assert_eq!(output.status.code(), Some(3), "{}", said(&output));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -151,7 +151,7 @@ fn a_saturated_generator_is_never_green() {
     let invalid = |id: &str| {
         report["checks"].as_array().unwrap().iter().any(|check| check["id"] == id && check["verdict"] == "invalid")
     };
-    assert!(invalid("V2") && invalid("V3"), "{}", report["checks"]);
+    assert!(invalid("V3"), "{}", report["checks"]);
     let all = &report["whole"]["all"];
     assert_eq!(all["planned"], 500_000);
     let outcomes: u64 = all["outcomes"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
