@@ -127,7 +127,7 @@ pub fn start(
     let threads = recorders.into_iter().enumerate().map(|(number, recorder)| {
         let (job, segments) = (Arc::clone(job), Arc::clone(segments));
         let writer = ledger.map(|ledger| ledger.writer(number)).transpose()?;
-        let name = format!("loadgen-{number}");
+        let name = format!("{WORKER}{number}");
         let thread = thread::Builder::new().name(name).spawn(move || {
             // Waking up is late by it otherwise, 50 µs (prctl(2), PR_SET_TIMERSLACK).
             let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
@@ -142,6 +142,9 @@ pub fn start(
     });
     Ok(Running { threads: threads.collect::<anyhow::Result<_>>()? })
 }
+
+/// The name of a worker's thread, without its number.
+pub const WORKER: &str = "loadgen-";
 
 /// Cores that this process may use.
 #[must_use]
