@@ -47,7 +47,7 @@ pub enum Metric {
     Share(Outcome),
     /// Answers that were right, a second.
     Rate,
-    /// Nanoseconds from an event's end to the begin of the first second that is good again.
+    /// Nanoseconds from an event's end, or its begin where it has none, to the begin of the first second that is good again.
     Recovery,
 }
 

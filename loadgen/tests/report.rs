@@ -159,13 +159,17 @@ fn totals(scenario: &Scenario) -> Totals {
 }
 
 fn report(scenario: &Scenario, totals: &Totals, ended: Ended) -> Report {
+    report_with(scenario, totals, ended, event())
+}
+
+fn report_with(scenario: &Scenario, totals: &Totals, ended: Ended, event: Happened) -> Report {
     build::build(&Run {
         scenario,
         planned: &plan::arrivals::counts(scenario),
         totals,
         checks: checks(),
-        slos: evaluate(&scenario.slos, scenario, totals, &[Some(5 * SECOND)]),
-        events: vec![event()],
+        slos: evaluate(&scenario.slos, scenario, totals, std::slice::from_ref(&event)),
+        events: vec![event],
         machine: Machine::this(),
         address: ([127, 0, 0, 1], 8080).into(),
         same_host: true,
@@ -320,6 +324,44 @@ fn an_exit_code_says_the_worst_first() {
     check(failed(), Mark::Invalid, false, (Verdict::Failed, 1));
     check(Ended::Interrupted { signal: 2 }, Mark::Fail, false, (Verdict::Interrupted, 130));
     check(Ended::Interrupted { signal: 15 }, Mark::Pass, true, (Verdict::Interrupted, 143));
+}
+
+#[test]
+fn a_run_without_one_of_its_events_failed() {
+    let scenario = scenario();
+    let totals = totals(&scenario);
+    let check = |event: Happened, ended: Ended, expected: (Verdict, u8, Option<&str>)| {
+        let found = report_with(&scenario, &totals, ended, event.clone());
+        assert_eq!((found.verdict, found.exit_code, found.reason.as_deref()), expected, "{event:?}");
+    };
+    let failed = Happened { error: Some("begin: there is no process 7".into()), ..event() };
+    let why = "event \"store stalls\": begin: there is no process 7";
+    check(event(), Ended::AsPlanned, (Verdict::Valid, 99, None));
+    check(failed.clone(), Ended::AsPlanned, (Verdict::Failed, 1, Some(why)));
+    let unbegun = Happened { begun_ns: None, ended_ns: None, ..event() };
+    let why = "event \"store stalls\" never began: the run was over before";
+    check(unbegun.clone(), Ended::AsPlanned, (Verdict::Failed, 1, Some(why)));
+    check(unbegun, Ended::Interrupted { signal: 2 }, (Verdict::Interrupted, 130, Some("by signal 2")));
+    check(failed, Ended::Failed("no space left".into()), (Verdict::Failed, 1, Some("no space left")));
+}
+
+#[test]
+fn recovery_counts_from_the_end_or_without_one_from_the_begin() {
+    let mut scenario = scenario();
+    let totals = totals(&scenario);
+    let check = |scenario: &Scenario, happened: Happened, expected: (&str, bool, Option<&str>)| {
+        let judged = evaluate(&scenario.slos, scenario, &totals, std::slice::from_ref(&happened));
+        let recovery = judged.iter().find(|judged| judged.text == "recovery < 2s").expect("it is among them");
+        assert_eq!((recovery.value.as_str(), recovery.pass, recovery.why.as_deref()), expected, "{happened:?}");
+    };
+    check(&scenario, event(), ("at once", true, None));
+    let no_end = Happened { ended_ns: None, ..event() };
+    check(&scenario, no_end.clone(), ("–", false, Some("\"store stalls\" did not end within the run")));
+    scenario.events[0].end = None;
+    let begun_ns = Some(3500 * MS);
+    check(&scenario, Happened { begun_ns, ..no_end }, ("500 ms", true, None));
+    let unbegun = Happened { begun_ns: None, ended_ns: None, ..event() };
+    check(&scenario, unbegun, ("–", false, Some("\"store stalls\" did not begin within the run")));
 }
 
 #[test]

@@ -34,6 +34,9 @@ pub struct Machine {
     /// How often one of this process's threads was taken off its core while it wanted to run. Of threads that were alive
     /// in some [`Watch::observe`].
     pub involuntary_switches: u64,
+    /// Of the run's time, 0 to 1, how long the worker that fared worst wanted to run and had no core. Of workers that were
+    /// alive in some [`Watch::observe`].
+    pub core_wait_share: f64,
 }
 
 /// Looks at the machine while a run goes on.
@@ -42,6 +45,9 @@ pub struct Watch {
     begun: CpuTimes,
     /// By thread: at first sight and at the last.
     switches: BTreeMap<u32, (u64, u64)>,
+    begun_ns: u64,
+    /// The largest share of the time since then that a worker has waited for a core, at the last look.
+    core_wait_share: f64,
 }
 
 /// Of all cores, in ticks since the machine started.
@@ -73,15 +79,20 @@ impl Watch {
     #[must_use]
     pub fn begin() -> Self {
         let begun = cpu_times(&text("/proc/stat").unwrap_or_default());
-        let mut watch = Self { begun, switches: BTreeMap::new() };
+        let mut watch = Self { begun, switches: BTreeMap::new(), begun_ns: uptime_ns(), core_wait_share: 0.0 };
         watch.observe();
         watch
     }
 
     /// While its threads live, about once a second: the kernel forgets their counts with them.
     pub fn observe(&mut self) {
-        for (thread, count) in switches_of_threads() {
-            self.switches.entry(thread).or_insert((count, count)).1 = count;
+        let threads = threads();
+        for Thread { id, switches, .. } in &threads {
+            self.switches.entry(*id).or_insert((*switches, *switches)).1 = *switches;
+        }
+        // Workers begin after the watch: all that they ever waited is of its time.
+        if let Some(waited_ns) = threads.iter().filter_map(|thread| thread.worker_waited_ns).max() {
+            self.core_wait_share = part(waited_ns, uptime_ns().saturating_sub(self.begun_ns));
         }
     }
 
@@ -92,7 +103,8 @@ impl Watch {
         let now = cpu_times(&text("/proc/stat").unwrap_or_default());
         let (steal_share, cpu_share) = shares(self.begun, now);
         let involuntary_switches = self.switches.values().map(|(first, last)| last.saturating_sub(*first)).sum();
-        Machine { steal_share, cpu_share, involuntary_switches, ..Machine::this() }
+        let core_wait_share = self.core_wait_share;
+        Machine { steal_share, cpu_share, involuntary_switches, core_wait_share, ..Machine::this() }
     }
 }
 
@@ -129,20 +141,49 @@ fn shares(from: CpuTimes, to: CpuTimes) -> (f64, f64) {
     if total == 0 {
         return (0.0, 0.0);
     }
-    let share = |from: u64, to: u64| (to.saturating_sub(from) as f64 / total as f64).min(1.0);
+    let share = |from: u64, to: u64| part(to.saturating_sub(from), total);
     (share(from.steal, to.steal), 1.0 - share(from.idle, to.idle))
 }
 
-/// (thread, count) of each living thread.
-fn switches_of_threads() -> Vec<(u32, u64)> {
+/// 0 to 1; 0 of nothing.
+fn part(of: u64, all: u64) -> f64 {
+    if all == 0 { 0.0 } else { (of as f64 / all as f64).min(1.0) }
+}
+
+/// A living thread.
+struct Thread {
+    id: u32,
+    switches: u64,
+    /// How long it wanted to run and had no core; only of workers.
+    worker_waited_ns: Option<u64>,
+}
+
+fn threads() -> Vec<Thread> {
     let Ok(threads) = fs::read_dir("/proc/self/task") else { return Vec::new() };
     threads
         .flatten()
         .filter_map(|thread| {
-            let status = fs::read_to_string(thread.path().join("status")).ok()?;
-            Some((thread.file_name().to_str()?.parse().ok()?, involuntary_switches(&status)?))
+            let read = |name| fs::read_to_string(thread.path().join(name)).ok();
+            let is_worker = read("comm").is_some_and(|name| name.starts_with(engine::WORKER));
+            Some(Thread {
+                id: thread.file_name().to_str()?.parse().ok()?,
+                switches: involuntary_switches(&read("status")?)?,
+                worker_waited_ns: read("schedstat").filter(|_| is_worker).and_then(|times| waited_ns(&times)),
+            })
         })
         .collect()
+}
+
+/// The second number of a thread's `schedstat`: nanoseconds on a run queue (Documentation/scheduler/sched-stats.rst).
+fn waited_ns(schedstat: &str) -> Option<u64> {
+    schedstat.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// Since the machine started, by its first number, in hundredths of a second.
+fn uptime_ns() -> u64 {
+    let uptime = text("/proc/uptime").unwrap_or_default();
+    let seconds: f64 = uptime.split_ascii_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(0.0);
+    (seconds * 1e9) as u64
 }
 
 /// `nonvoluntary_ctxt_switches` of a thread's `status`.
@@ -152,7 +193,15 @@ fn involuntary_switches(status: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CpuTimes, Watch, cpu_model, cpu_times, involuntary_switches, is_this_host, shares};
+    use std::thread;
+
+    use rustix::thread::gettid;
+
+    use super::{
+        CpuTimes, Watch, cpu_model, cpu_times, involuntary_switches, is_this_host, part, shares, threads, uptime_ns,
+        waited_ns,
+    };
+    use crate::engine;
 
     #[test]
     fn the_kernels_texts_are_understood() {
@@ -171,6 +220,9 @@ mod tests {
         let status = "Name:\ta\nvoluntary_ctxt_switches:\t9\nnonvoluntary_ctxt_switches:\t17\n";
         assert_eq!(involuntary_switches(status), Some(17));
         assert_eq!(involuntary_switches("Name:\ta\n"), None);
+        assert_eq!(waited_ns("363133 5000000000 17\n"), Some(5_000_000_000));
+        assert_eq!(waited_ns(""), None);
+        assert!(uptime_ns() > 0);
     }
 
     #[test]
@@ -181,6 +233,22 @@ mod tests {
         check(at(100, 50, 0), at(100, 50, 0), (0.0, 0.0));
         // Idle time of a core may run backwards (proc(5)).
         check(at(100, 50, 5), at(200, 40, 5), (0.0, 1.0));
+        assert_eq!([part(1, 4), part(5, 4), part(1, 0)], [0.25, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn waiting_is_told_of_workers_alone() {
+        let own = |name: &str| {
+            let look = || {
+                let me = gettid().as_raw_nonzero().get().cast_unsigned();
+                threads().into_iter().find(|thread| thread.id == me).and_then(|thread| thread.worker_waited_ns)
+            };
+            let thread = thread::Builder::new().name(name.to_owned()).spawn(look).expect("a thread");
+            thread.join().expect("no panic")
+        };
+        let can_tell = std::fs::read_to_string("/proc/self/schedstat").is_ok();
+        assert_eq!(own(&format!("{}8", engine::WORKER)).is_some(), can_tell);
+        assert_eq!(own("loadgen"), None);
     }
 
     #[test]

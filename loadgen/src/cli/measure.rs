@@ -174,15 +174,19 @@ fn judge(
     run: Run<'_>,
 ) -> Report {
     let signal = interruption.signal();
-    let checks =
-        checks::run(&performed.totals, planned, scenario, &performed.machine, run.same_host, performed.stopped);
-    let ends_ns: Vec<_> = performed.events.iter().map(|event| event.ended_ns).collect();
+    let circumstances = checks::Circumstances {
+        same_host: run.same_host,
+        interrupted: performed.stopped,
+        failed: performed.failure.is_some(),
+        events: &performed.events,
+    };
+    let checks = checks::run(&performed.totals, planned, scenario, &performed.machine, circumstances);
     report::build::build(&report::Run {
         scenario,
         planned,
         totals: &performed.totals,
         checks,
-        slos: eval::evaluate(&scenario.slos, scenario, &performed.totals, &ends_ns),
+        slos: eval::evaluate(&scenario.slos, scenario, &performed.totals, &performed.events),
         events: performed.events.clone(),
         machine: performed.machine.clone(),
         address: run.address,

@@ -141,7 +141,7 @@ impl Running {
     ) -> anyhow::Result<()> {
         let (job, segments) = (Arc::clone(job), Arc::clone(segments));
         let writer = ledger.map(|ledger| ledger.writer(number)).transpose()?;
-        let thread = thread::Builder::new().name(format!("loadgen-{number}")).spawn(move || {
+        let thread = thread::Builder::new().name(format!("{WORKER}{number}")).spawn(move || {
             let mut alone = Alone { stop: &job.stop, ended: false };
             // Waking up is late by it otherwise, 50 µs (prctl(2), PR_SET_TIMERSLACK).
             let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
@@ -167,6 +167,9 @@ impl Drop for Alone<'_> {
         }
     }
 }
+
+/// The name of a worker's thread, without its number.
+pub const WORKER: &str = "loadgen-";
 
 /// Cores that this process may use.
 #[must_use]

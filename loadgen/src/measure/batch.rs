@@ -5,7 +5,7 @@
 
 use hdrhistogram::{Counter, Histogram};
 
-use super::{Connected, Outcome};
+use super::{Connected, Kind, Outcome};
 
 /// Digits of a value that a histogram keeps: an error of 1/1024 at most.
 const DIGITS: u8 = 3;
@@ -94,20 +94,10 @@ pub struct Cell {
     /// By status, from 100 to 599; others count at 0.
     pub statuses: Box<[u64; 600]>,
     pub bytes: u64,
-    /// `done - intended` of what was answered rightly: the headline.
-    pub response: Samples<u32>,
-    /// Ages of what is known only to have taken at least that long.
-    pub censored: Samples<u32>,
-    /// `done - intended` of what was answered, but not rightly: fast errors improve no percentile.
-    pub failed: Samples<u32>,
-    /// `done - sent`: what a closed-loop tool shows.
-    pub service: Samples<u32>,
-    /// `first byte - sent`.
-    pub ttfb: Samples<u32>,
-    /// `sent - picked`: no free connection, connecting.
-    pub conn_wait: Samples<u32>,
-    /// `done - created` of the first right answer for a fresh code.
-    pub visible: Samples<u32>,
+    /// Requests whose bytes were handed to the kernel.
+    pub sent: u64,
+    /// By [`Kind`].
+    pub samples: [Samples<u32>; Kind::COUNT],
 }
 
 impl Cell {
@@ -119,43 +109,33 @@ impl Cell {
             outcomes: [0; Outcome::COUNT],
             statuses: Box::new([0; 600]),
             bytes: 0,
-            response: Samples::new(),
-            censored: Samples::new(),
-            failed: Samples::new(),
-            service: Samples::new(),
-            ttfb: Samples::new(),
-            conn_wait: Samples::new(),
-            visible: Samples::new(),
+            sent: 0,
+            samples: std::array::from_fn(|_| Samples::new()),
         }
+    }
+
+    pub(super) fn record(&mut self, kind: Kind, ns: u64) {
+        self.samples[kind as usize].record(ns);
+    }
+
+    #[must_use]
+    pub fn of(&self, kind: Kind) -> &Samples<u32> {
+        &self.samples[kind as usize]
     }
 
     fn clear(&mut self) {
         self.scheduled = 0;
         self.outcomes = [0; Outcome::COUNT];
         self.statuses.fill(0);
-        self.bytes = 0;
-        for samples in [
-            &mut self.response,
-            &mut self.censored,
-            &mut self.failed,
-            &mut self.service,
-            &mut self.ttfb,
-            &mut self.conn_wait,
-            &mut self.visible,
-        ] {
-            samples.clear();
-        }
+        (self.bytes, self.sent) = (0, 0);
+        self.samples.iter_mut().for_each(Samples::clear);
     }
 }
 
-/// Of the worker itself in one segment.
+/// Of the worker itself in one segment: how it kept to the plan.
 #[derive(Debug)]
 pub struct Lag {
     pub segment: u16,
-    /// `picked - intended` of arrivals of the plan: our fault.
-    pub gen_lag: Samples<u32>,
-    /// `done - woken`: ours too.
-    pub rx_lag: Samples<u32>,
     /// Arrivals of the plan picked before their segment's end.
     pub picked_in_time: u64,
     /// Instants, in parts of the segment's length: planned and real, for V10.
@@ -165,19 +145,10 @@ pub struct Lag {
 
 impl Lag {
     pub(super) fn new() -> Self {
-        Self {
-            segment: 0,
-            gen_lag: Samples::new(),
-            rx_lag: Samples::new(),
-            picked_in_time: 0,
-            planned: Box::new([0; BINS]),
-            picked: Box::new([0; BINS]),
-        }
+        Self { segment: 0, picked_in_time: 0, planned: Box::new([0; BINS]), picked: Box::new([0; BINS]) }
     }
 
     fn clear(&mut self) {
-        self.gen_lag.clear();
-        self.rx_lag.clear();
         self.picked_in_time = 0;
         self.planned.fill(0);
         self.picked.fill(0);

@@ -15,6 +15,7 @@ use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, IntervalLogWriterError, Tag};
 
 use super::batch::{Batch, Samples};
+use crate::measure::Kind;
 use crate::scenario::Scenario;
 
 /// A log that is being written.
@@ -64,7 +65,7 @@ impl<W: Write> Log<W> {
             self.second = batch.second;
         }
         for cell in &batch.cells {
-            self.gathered[usize::from(cell.traffic)].merge(&cell.response);
+            self.gathered[usize::from(cell.traffic)].merge(cell.of(Kind::Response));
         }
         Ok(())
     }
@@ -107,6 +108,7 @@ mod tests {
     use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
     use super::Log;
+    use crate::measure::Kind;
     use crate::measure::batch::{Batch, Cell};
     use crate::measure::fixture::scenario;
 
@@ -115,7 +117,7 @@ mod tests {
         batch.second = second;
         for &(traffic, ns) in answers {
             let mut cell = Cell { traffic, ..Cell::new() };
-            cell.response.record(ns);
+            cell.record(Kind::Response, ns);
             batch.cells.push(cell);
         }
         batch

@@ -124,6 +124,34 @@ pub struct Sample {
     pub created_ns: u64,
 }
 
+/// A time that is measured of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// `done - intended` of what was answered rightly: the headline.
+    Response,
+    /// Ages of what is known only to have taken at least that long.
+    Censored,
+    /// `done - intended` of what was answered, but not rightly: fast errors improve no percentile.
+    Failed,
+    /// `done - sent`: what a closed-loop tool shows.
+    Service,
+    /// `first byte - sent`.
+    Ttfb,
+    /// `sent - picked`: no free connection, connecting.
+    ConnWait,
+    /// `done - created` of the first right answer for a fresh code.
+    Visible,
+    /// From the intended instant until an arrival of the plan left our hands: our fault.
+    GenLag,
+    /// `done - woken`: ours too.
+    RxLag,
+}
+
+impl Kind {
+    pub const COUNT: usize = 9;
+}
+
 /// What happened to connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

@@ -2,7 +2,8 @@
 //!
 //! In: histograms of known times and of ages, which are lower bounds. Out: values by nearest rank (the smallest value with
 //! at least `q * n` values at or below it, as a sorted list would show it), at most 0.1 % or half a microsecond too high.
-//! Never: interpolates, guesses without samples. At its limit: a quantile that an age could have raised is `at_least`.
+//! Never: interpolates, guesses without samples. At its limit: a quantile that an age could have raised is `at_least`, with
+//! the most that it can be where that is known.
 
 use hdrhistogram::{Counter, Histogram};
 
@@ -12,8 +13,10 @@ use super::batch::Samples;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quantile {
     pub value_ns: u64,
-    /// The true value is this one or larger: some request at or below it was still waiting at its age.
+    /// The true value is this one or larger: it depends on how long requests took that were still waiting at their age.
     pub at_least: bool,
+    /// The largest that the true value can be, however long those took; none when nothing bounds it.
+    pub at_most_ns: Option<u64>,
 }
 
 /// Fewer values than this beyond a quantile say little about where it lies.
@@ -65,11 +68,7 @@ impl Distribution {
     /// Quantile `q`, 0 to 1; none without values.
     #[must_use]
     pub fn quantile(&self, q: f64) -> Option<Quantile> {
-        let mut quantile = quantile(&self.known, &self.censored, q)?;
-        if !quantile.at_least {
-            quantile.value_ns = self.within_ends(quantile.value_ns);
-        }
-        Some(quantile)
+        quantile(&self.known, &self.censored, q).map(|quantile| self.within_ends(quantile))
     }
 
     /// The interval that holds the true quantile `q` with 95 % confidence; none when fewer than [`ENOUGH_BEYOND`] values
@@ -87,19 +86,19 @@ impl Distribution {
         }
         let middle = ranks.n as f64 * q;
         let reach = 1.96 * (middle * (1.0 - q)).sqrt();
-        let end = |at: f64| {
-            let mut end = ranks.value((at.max(1.0) as u64).min(ranks.n));
-            if !end.at_least {
-                end.value_ns = self.within_ends(end.value_ns);
-            }
-            end
-        };
+        let end = |at: f64| self.within_ends(ranks.value((at.max(1.0) as u64).min(ranks.n)));
         Some((end((middle - reach).floor()), end((middle + reach).ceil() + 1.0)))
     }
 
     /// A bucket's top may lie beyond the exact ends.
-    fn within_ends(&self, ns: u64) -> u64 {
-        ns.clamp(self.min_ns, self.max_ns.max(self.min_ns))
+    fn within_ends(&self, quantile: Quantile) -> Quantile {
+        let within = |ns: u64| ns.clamp(self.min_ns, self.max_ns.max(self.min_ns));
+        let Quantile { value_ns, at_least, at_most_ns } = quantile;
+        Quantile {
+            value_ns: if at_least { value_ns } else { within(value_ns) },
+            at_least,
+            at_most_ns: at_most_ns.map(within),
+        }
     }
 }
 
@@ -108,28 +107,31 @@ struct Ranks<'a, C: Counter> {
     known: &'a Histogram<C>,
     /// Only where there are ages.
     merged: Option<Histogram<C>>,
-    /// Top of the bucket of the smallest age.
-    first_age_ns: u64,
     n: u64,
 }
 
 impl<'a, C: Counter> Ranks<'a, C> {
     fn new(known: &'a Histogram<C>, censored: &Histogram<C>) -> Self {
-        let first_age_ns = censored.iter_recorded().next().map_or(u64::MAX, |bucket| bucket.value_iterated_to());
         let merged = (!censored.is_empty()).then(|| {
             let mut merged = known.clone();
             merged.add(censored).expect("they resize themselves");
             merged
         });
-        Self { known, merged, first_age_ns, n: known.len() + censored.len() }
+        Self { known, merged, n: known.len() + censored.len() }
     }
 
+    /// Had all that was given up ended at its age, the value would be the least that it can be; had none of it ever ended,
+    /// the most. Where both are one, the ages do not matter.
     fn value(&self, rank: u64) -> Quantile {
-        let counts = self.merged.as_ref().unwrap_or(self.known);
-        let top_ns = value_at_rank(counts, rank);
-        let at_least = self.first_age_ns <= top_ns;
+        let most_ns = (rank <= self.known.len()).then(|| value_at_rank(self.known, rank));
+        let Some(merged) = &self.merged else {
+            return Quantile { value_ns: value_at_rank(self.known, rank), at_least: false, at_most_ns: most_ns };
+        };
+        let least_ns = value_at_rank(merged, rank);
+        let at_least = most_ns != Some(least_ns);
         // A bound must not be larger than what it bounds.
-        Quantile { value_ns: if at_least { counts.lowest_equivalent(top_ns) } else { top_ns }, at_least }
+        let value_ns = if at_least { merged.lowest_equivalent(least_ns) } else { least_ns };
+        Quantile { value_ns, at_least, at_most_ns: most_ns }
     }
 }
 
@@ -173,7 +175,7 @@ mod tests {
         let check = |known: &[u64], censored: &[u64], q: f64, expected: Option<(u64, bool)>| {
             let found = distribution(known, censored).quantile(q);
             assert_eq!(found.is_some(), expected.is_some(), "{known:?} {censored:?} {q}");
-            let (Some(Quantile { value_ns, at_least }), Some((value, bound))) = (found, expected) else { return };
+            let (Some(Quantile { value_ns, at_least, .. }), Some((value, bound))) = (found, expected) else { return };
             assert_eq!(at_least, bound, "{known:?} {censored:?} {q}");
             assert!(value_ns.abs_diff(value) <= value / 1000 + 1000, "{value_ns} for {value}");
             assert!(!bound || value_ns <= value, "{value_ns} is no bound of {value}");
@@ -187,8 +189,13 @@ mod tests {
         // The 11th of 11 waited for 5 s: the middle is known all the same.
         check(&ten, &[ms(5000)], 0.5, Some((ms(6), false)));
         check(&ten, &[ms(5000)], 0.99, Some((ms(5000), true)));
-        // An age below: where the tenth lies is not known.
+        // An age below: where the tenth lies is not known, but no further than among those that were answered.
         check(&ten, &[ms(2)], 0.9, Some((ms(9), true)));
+        assert!(distribution(&ten, &[ms(2)]).quantile(0.9).is_some_and(|found| found.at_most_ns == Some(ms(10))));
+        // One of a thousand was shed, at age 0: it could not move what all the others agree on.
+        let thousand = vec![ms(3); 999];
+        check(&thousand, &[0], 0.99, Some((ms(3), false)));
+        check(&thousand, &[0], 1.0, Some((ms(3), true)));
         check(&[], &[ms(7)], 0.5, Some((ms(7), true)));
     }
 
@@ -254,7 +261,19 @@ mod tests {
             };
             let n = truth.len();
             let exact = truth[((n as f64 * q - 1e-6).ceil() as usize).clamp(1, n) - 1];
-            prop_assert_eq!(found.at_least, ages.iter().any(|age| *age <= found.value_ns + found.value_ns / 500));
+            let rank = ((n as f64 * q - 1e-6).ceil() as usize).clamp(1, n);
+            let mut least = [known.clone(), ages].concat();
+            least.sort_unstable();
+            let mut most = known;
+            most.sort_unstable();
+            let (least, most) = (least[rank - 1], most.get(rank - 1).copied());
+            prop_assert_eq!(found.at_least, most != Some(least));
+            prop_assert_eq!(found.at_most_ns.is_some(), most.is_some());
+            prop_assert!(found.at_most_ns.is_none_or(|at_most| at_most + at_most / 1000 + 1000 >= exact), "{found:?}");
+            prop_assert!(
+                found.at_most_ns.zip(most).is_none_or(|(found, most)| found.abs_diff(most) <= most / 1000 + 1000),
+                "{found:?} for {most:?}"
+            );
             if found.at_least {
                 prop_assert!(found.value_ns <= exact, "{found:?} is no bound of {exact}");
             } else {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::batch::{BINS, Batch, Cell, Lag};
-use super::{Connected, Outcome, Sample};
+use super::{Connected, Kind, Outcome, Sample};
 use crate::plan::Segment;
 
 /// Longer than this the loop ought never to stay away; no scheduler of a machine at rest takes that long.
@@ -96,7 +96,7 @@ impl Recorder {
     /// queue because no connection was free. What it waits after that is not our fault.
     pub fn left(&mut self, segment: u16, traffic: u16, intended_ns: u64, left_ns: u64) {
         if !self.closed[usize::from(traffic)] {
-            self.lag(segment).gen_lag.record(left_ns.saturating_sub(intended_ns));
+            self.cell(segment, traffic).record(Kind::GenLag, left_ns.saturating_sub(intended_ns));
         }
     }
 
@@ -111,6 +111,7 @@ impl Recorder {
         let cell = self.cell(sample.segment, sample.traffic);
         cell.outcomes[sample.outcome as usize] += 1;
         cell.bytes += u64::from(sample.bytes);
+        cell.sent += u64::from(sample.sent_ns != 0);
         if sample.status != 0 {
             let known = if (100..600).contains(&sample.status) { usize::from(sample.status) } else { 0 };
             cell.statuses[known] += 1;
@@ -118,23 +119,25 @@ impl Recorder {
         let response_ns = sample.done_ns.saturating_sub(sample.intended_ns);
         match sample.outcome {
             Outcome::Ok => {
-                cell.response.record(response_ns);
-                cell.service.record(sample.done_ns.saturating_sub(sample.sent_ns));
-                cell.ttfb.record(sample.first_byte_ns.saturating_sub(sample.sent_ns));
-                cell.conn_wait.record(sample.sent_ns.saturating_sub(sample.picked_ns));
+                cell.record(Kind::Response, response_ns);
+                cell.record(Kind::Service, sample.done_ns.saturating_sub(sample.sent_ns));
+                cell.record(Kind::Ttfb, sample.first_byte_ns.saturating_sub(sample.sent_ns));
+                cell.record(Kind::ConnWait, sample.sent_ns.saturating_sub(sample.picked_ns));
                 if sample.created_ns != 0 {
-                    cell.visible.record(sample.done_ns.saturating_sub(sample.created_ns));
+                    cell.record(Kind::Visible, sample.done_ns.saturating_sub(sample.created_ns));
                 }
                 if back_fill {
                     let mut missing_ns = response_ns.saturating_sub(BACK_FILL_NS);
                     while missing_ns >= BACK_FILL_NS {
-                        cell.response.record(missing_ns);
+                        cell.record(Kind::Response, missing_ns);
                         missing_ns -= BACK_FILL_NS;
                     }
                 }
             }
-            Outcome::WrongStatus | Outcome::WrongLocation | Outcome::WrongBody => cell.failed.record(response_ns),
-            Outcome::Timeout | Outcome::Unsent | Outcome::InFlightAtEnd => cell.censored.record(response_ns),
+            Outcome::WrongStatus | Outcome::WrongLocation | Outcome::WrongBody => {
+                cell.record(Kind::Failed, response_ns)
+            }
+            Outcome::Timeout | Outcome::Unsent | Outcome::InFlightAtEnd => cell.record(Kind::Censored, response_ns),
             // It took no time that says anything of an answer.
             Outcome::ProtocolError
             | Outcome::Refused
@@ -146,7 +149,7 @@ impl Recorder {
         }
         // Only what came over the wire could wait in our batch of events.
         if sample.status != 0 && sample.woken_ns != 0 {
-            self.lag(sample.segment).rx_lag.record(sample.done_ns.saturating_sub(sample.woken_ns));
+            cell.record(Kind::RxLag, sample.done_ns.saturating_sub(sample.woken_ns));
         }
     }
 
@@ -228,19 +231,8 @@ mod tests {
                 self.free_cells.append(&mut empty.cells);
                 self.free_lags.append(&mut empty.lags);
             }
-            let cells = self.batch.cells.iter().chain(&self.free_cells).flat_map(|cell| {
-                [
-                    &cell.response,
-                    &cell.censored,
-                    &cell.failed,
-                    &cell.service,
-                    &cell.ttfb,
-                    &cell.conn_wait,
-                    &cell.visible,
-                ]
-            });
-            let lags = self.batch.lags.iter().chain(&self.free_lags).flat_map(|lag| [&lag.gen_lag, &lag.rx_lag]);
-            cells.chain(lags).map(super::super::batch::Samples::memory_bytes).sum()
+            let cells = self.batch.cells.iter().chain(&self.free_cells).flat_map(|cell| &cell.samples);
+            cells.map(super::super::batch::Samples::memory_bytes).sum()
         }
     }
 }

@@ -6,9 +6,9 @@
 
 use std::collections::VecDeque;
 
-use super::Outcome;
 use super::batch::{Batch, Samples};
 use super::percentile::{Quantile, quantile, quantile_ns};
+use super::{Kind, Outcome};
 use serde::{Deserialize, Serialize};
 
 /// One second of the whole run; after 3,600 of them two become one.
@@ -79,8 +79,12 @@ impl SecondOfTraffic {
 }
 
 fn worse(one: Option<Quantile>, other: Option<Quantile>) -> Option<Quantile> {
-    let value_ns = one.into_iter().chain(other).map(|quantile| quantile.value_ns).max()?;
-    Some(Quantile { value_ns, at_least: one.into_iter().chain(other).any(|quantile| quantile.at_least) })
+    let both = || one.into_iter().chain(other);
+    Some(Quantile {
+        value_ns: both().map(|quantile| quantile.value_ns).max()?,
+        at_least: both().any(|quantile| quantile.at_least),
+        at_most_ns: both().map(|quantile| quantile.at_most_ns).max_by_key(|most| most.unwrap_or(u64::MAX))?,
+    })
 }
 
 #[derive(Debug)]
@@ -149,12 +153,10 @@ impl Seconds {
         let Some(open) = open_row(&mut self.open, row, self.workers, self.traffic) else { return };
         open.gauges[batch.worker] = [batch.in_flight, batch.queued, batch.open];
         for cell in &batch.cells {
-            open.all.merge(&cell.response);
-            open.known[usize::from(cell.traffic)].merge(&cell.response);
-            open.ages[usize::from(cell.traffic)].merge(&cell.censored);
-        }
-        for lag in &batch.lags {
-            open.gen_lag.merge(&lag.gen_lag);
+            open.all.merge(cell.of(Kind::Response));
+            open.known[usize::from(cell.traffic)].merge(cell.of(Kind::Response));
+            open.ages[usize::from(cell.traffic)].merge(cell.of(Kind::Censored));
+            open.gen_lag.merge(cell.of(Kind::GenLag));
         }
         [interval.in_flight, interval.queued, interval.open] =
             [0, 1, 2].map(|gauge| open.gauges.iter().map(|of_worker| of_worker[gauge]).sum());
@@ -313,8 +315,8 @@ impl Interval {
 #[cfg(test)]
 mod tests {
     use super::{ROWS, SecondOfTraffic, Seconds};
-    use crate::measure::Outcome;
     use crate::measure::batch::{Batch, Cell, Samples};
+    use crate::measure::{Kind, Outcome};
 
     const MS: u64 = 1_000_000;
 
@@ -325,7 +327,7 @@ mod tests {
             let mut cell = Cell { traffic, ..Cell::new() };
             cell.scheduled = 1;
             cell.outcomes[outcome as usize] = 1;
-            if outcome == Outcome::Ok { &mut cell.response } else { &mut cell.censored }.record(ns);
+            cell.record(if outcome == Outcome::Ok { Kind::Response } else { Kind::Censored }, ns);
             batch.cells.push(cell);
         }
         batch

@@ -113,7 +113,7 @@ pub fn percentiles(
         let rank = rank(n, q);
         let true_ns = at_rank(truth, rank);
         let verdict = match (true_ns, found) {
-            (Some(true_ns), Some(Quantile { value_ns, at_least: false })) => {
+            (Some(true_ns), Some(Quantile { value_ns, at_least: false, .. })) => {
                 let true_ns = true_ns as f64;
                 // Of a sum: beyond this rank's share of those that were answered (a higher one where many were not)
                 // lie at most the half of it that is slow and the half of it that was seen late.
@@ -206,8 +206,8 @@ fn at_rank(values: &Histogram<u64>, rank: u64) -> Option<u64> {
 fn show(quantile: Option<Quantile>) -> String {
     match quantile {
         None => "nothing".to_owned(),
-        Some(Quantile { value_ns, at_least: false }) => units::duration(value_ns),
-        Some(Quantile { value_ns, at_least: true }) => format!("≥ {}", units::duration(value_ns)),
+        Some(Quantile { value_ns, at_least: false, .. }) => units::duration(value_ns),
+        Some(Quantile { value_ns, at_least: true, .. }) => format!("≥ {}", units::duration(value_ns)),
     }
 }
 
@@ -279,8 +279,8 @@ mod tests {
         let mut pretended = known.clone();
         pretended.add(&ages).unwrap();
         check(distribution(&pretended, &none), &["p95", "p99", "p99.9"]);
-        let early = histogram((0..2_000).map(|_| MS / 2));
-        check(distribution(&known, &early), &["p50", "p75", "p90"]);
+        // However early they were given up, what lies below the answers that came is known.
+        check(distribution(&known, &histogram((0..2_000).map(|_| MS / 2))), &[]);
     }
 
     #[test]
@@ -348,6 +348,7 @@ mod tests {
         let none = distribution(&histogram([]), &histogram([]));
         let mut sum = Sum {
             scheduled,
+            sent: scheduled,
             outcomes: [0; Outcome::COUNT],
             statuses: Vec::new(),
             bytes: 0,

@@ -24,7 +24,8 @@ pub fn build(run: &Run<'_>) -> Report {
     let scenario = run.scenario;
     let checks = run.checks.clone();
     let slo = if matches!(run.ended, Ended::Interrupted { .. }) { Vec::new() } else { run.slos.clone() };
-    let (verdict, exit_code) = verdict(&run.ended, &checks, &slo);
+    let ended = ended(run);
+    let (verdict, exit_code) = verdict(&ended, &checks, &slo);
     Report {
         schema: SCHEMA.to_owned(),
         tool: Tool { name: "loadgen".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
@@ -53,12 +54,25 @@ pub fn build(run: &Run<'_>) -> Report {
         slo,
         checks,
         verdict,
-        reason: match &run.ended {
+        reason: match ended {
             Ended::AsPlanned => None,
-            Ended::Failed(why) => Some(why.clone()),
+            Ended::Failed(why) => Some(why),
             Ended::Interrupted { signal } => Some(format!("by signal {signal}")),
         },
         exit_code,
+    }
+}
+
+/// A run without one of its events measured something else than was asked for.
+fn ended(run: &Run<'_>) -> Ended {
+    let missing = run.events.iter().find_map(|event| match (&event.error, event.begun_ns) {
+        (Some(error), _) => Some(format!("event {:?}: {error}", event.name)),
+        (None, None) => Some(format!("event {:?} never began: the run was over before", event.name)),
+        (None, Some(_)) => None,
+    });
+    match (&run.ended, missing) {
+        (Ended::AsPlanned, Some(missing)) => Ended::Failed(missing),
+        (ended, _) => ended.clone(),
     }
 }
 
@@ -124,12 +138,10 @@ fn planned(run: &Run<'_>, traffic: usize, phases: impl Fn(usize) -> bool) -> Opt
 fn measured(sum: &Sum, planned: Option<u64>) -> Measured {
     let of = |outcome: Outcome| sum.outcomes[outcome as usize];
     let named = Outcome::ALL.into_iter().filter(|outcome| of(*outcome) > 0);
-    let unsent = [Outcome::Unsent, Outcome::Refused, Outcome::NoFd, Outcome::NoPort, Outcome::NoCode];
-    let ended: u64 = sum.outcomes.iter().sum();
     Measured {
         planned,
         scheduled: sum.scheduled,
-        sent: ended - unsent.into_iter().map(of).sum::<u64>(),
+        sent: sum.sent,
         outcomes: named.map(|outcome| (outcome.name().to_owned(), of(outcome))).collect(),
         statuses: sum.statuses.iter().copied().collect::<BTreeMap<u16, u64>>(),
         bytes: sum.bytes,
@@ -206,6 +218,7 @@ fn connections(run: &Run<'_>, traffic: usize) -> Connections {
         asked: of(Connected::Asked),
         opened: of(Connected::Opened),
         failed: of(Connected::Failed),
+        failed_by_us: of(Connected::FailedByUs),
         closed_by_server: of(Connected::ClosedByServer),
         closed: of(Connected::Closed),
     }

@@ -53,7 +53,7 @@ pub struct Run<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
     AsPlanned,
-    /// By an error of the generator's own (ledger, threads), in its words.
+    /// By an error of the generator's own (ledger, threads, events), in its words.
     Failed(String),
     /// By a signal: SIGINT is 2, SIGTERM 15.
     Interrupted {
@@ -187,7 +187,7 @@ pub struct Measured {
     pub planned: Option<u64>,
     /// Arrivals that became due, each of which ended in one outcome.
     pub scheduled: u64,
-    /// Those that were given to a connection that stood.
+    /// Those whose bytes were handed to the kernel.
     pub sent: u64,
     /// By name, those that occurred.
     pub outcomes: BTreeMap<String, u64>,
@@ -261,6 +261,8 @@ pub struct Connections {
     pub asked: u64,
     pub opened: u64,
     pub failed: u64,
+    /// This machine had no file or no port for them.
+    pub failed_by_us: u64,
     pub closed_by_server: u64,
     pub closed: u64,
 }

@@ -271,13 +271,20 @@ fn not_ok(out: &mut String, measured: &Measured) {
 }
 
 fn troubled(out: &mut String, connections: &Connections) {
-    let Connections { asked, opened, failed, closed_by_server, .. } = connections;
+    let Connections { asked, opened, failed, failed_by_us, closed_by_server, .. } = connections;
     if asked != opened || *closed_by_server > 0 {
+        let ours = if *failed_by_us > 0 {
+            format!(", kept from opening here {}", count(*failed_by_us))
+        } else {
+            String::new()
+        };
         let [asked, opened, failed, closed] = [asked, opened, failed, closed_by_server].map(|many| count(*many));
         paragraph(
             out,
             4,
-            &format!("connections: asked {asked}, opened {opened}, failed {failed}, closed by the server {closed}"),
+            &format!(
+                "connections: asked {asked}, opened {opened}, failed {failed}{ours}, closed by the server {closed}"
+            ),
         );
     }
 }

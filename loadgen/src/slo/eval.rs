@@ -1,16 +1,16 @@
 //! Whether what must hold did hold.
 //!
 //! In: SLOs and the run's [`Totals`]. Out: one [`Judged`] for each expression, in their order. Never: passes on what was
-//! not measured: a scope in which nothing was due fails whatever it asks for, and a time of which only a lower bound is
+//! not measured: a scope in which nothing was asked fails whatever it asks for, and a time of which only a lower bound is
 //! known keeps below no limit. At its limit: a percentile on fewer than ten samples beyond it is judged, and the remark
 //! says so.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Comparison, Expression, Metric, Scope, Slo};
+use crate::events::Happened;
 use crate::measure::Outcome;
-use crate::measure::percentile::Distribution;
-use crate::measure::percentile::{Quantile, enough};
+use crate::measure::percentile::{Distribution, Quantile, enough};
 use crate::measure::seconds::SecondOfTraffic;
 use crate::measure::totals::{Sum, Totals};
 use crate::plan::{Segment, segments};
@@ -35,17 +35,16 @@ pub struct Judged {
 /// Errors of a second that counts as good where the SLO sets no limit of its own.
 const GOOD_ERRORS: f64 = 0.001;
 
-/// Judges every expression. `event_ends_ns` has an entry for each event of the scenario: when it was over, since the run's
-/// origin; none if it never was.
+/// Judges every expression. `events`: what became of each event of the scenario, in its order.
 #[must_use]
-pub fn evaluate(slos: &[Slo], scenario: &Scenario, totals: &Totals, event_ends_ns: &[Option<u64>]) -> Vec<Judged> {
+pub fn evaluate(slos: &[Slo], scenario: &Scenario, totals: &Totals, events: &[Happened]) -> Vec<Judged> {
     let mut judged = Vec::new();
     for slo in slos {
         let sum = totals.sum(&slo.scope);
         let length_ns = length_ns(&slo.scope, scenario);
         for expression in &slo.must {
             let found = if expression.metric == Metric::Recovery {
-                recovery(slo, scenario, totals, event_ends_ns)
+                recovery(slo, scenario, totals, events)
             } else {
                 find(expression.metric, &sum, length_ns)
             };
@@ -60,8 +59,8 @@ pub fn evaluate(slos: &[Slo], scenario: &Scenario, totals: &Totals, event_ends_n
 struct Found {
     /// In the unit of [`Expression::limit`].
     value: f64,
-    /// The true value may be larger.
-    at_least: bool,
+    /// The largest that the true value can be: `value` where that is exact, none where nothing bounds it.
+    at_most: Option<f64>,
     text: String,
     remark: Option<String>,
 }
@@ -73,10 +72,15 @@ fn judge(scope: String, expression: &Expression, found: Result<Found, String>) -
         Err(why) => return Judged { scope, text, value: "–".to_owned(), pass: false, why: Some(why) },
     };
     let Expression { comparison, limit, .. } = expression;
-    let holds = compare(found.value, *comparison, *limit);
-    let is_from_below = matches!(comparison, Comparison::Greater | Comparison::GreaterOrEqual);
-    let is_unknown = found.at_least && holds != is_from_below;
-    let pass = holds && !is_unknown;
+    let pass = holds(found.value, found.at_most, *comparison, *limit);
+    // It would hold, or not, if the true value were known.
+    let is_unknown = !pass
+        && match comparison {
+            Comparison::Greater | Comparison::GreaterOrEqual => {
+                found.at_most.is_none_or(|most| compare(most, *comparison, *limit))
+            }
+            _ => compare(found.value, *comparison, *limit),
+        };
     let why = if is_unknown {
         Some("only a lower bound is known: some requests had no answer when they were given up".to_owned())
     } else {
@@ -90,8 +94,15 @@ fn find(metric: Metric, sum: &Sum, length_ns: u64) -> Result<Found, String> {
         return Err("nothing was due here, so nothing was measured".to_owned());
     }
     let ended_so = |outcome: Outcome| sum.outcomes[outcome as usize];
-    let share = |many: u64| many as f64 / sum.scheduled as f64;
-    let plain = |value: f64, text: String| Ok(Found { value, at_least: false, text, remark: None });
+    let is_of_ours = matches!(metric, Metric::Count(outcome) | Metric::Share(outcome) if outcome.is_ours());
+    let ours: u64 = Outcome::ALL.into_iter().filter(|outcome| outcome.is_ours()).map(ended_so).sum();
+    // What never left this side says nothing of the server, for better or worse.
+    let of = if is_of_ours { sum.scheduled } else { sum.scheduled.saturating_sub(ours) };
+    if of == 0 {
+        return Err("nothing was asked here: all lacked a code, a file or a port (no_code, no_fd, no_port)".to_owned());
+    }
+    let share = |many: u64| many as f64 / of as f64;
+    let plain = |value: f64, text: String| Ok(Found { value, at_most: Some(value), text, remark: None });
     match metric {
         Metric::Percentile(q) => {
             let n = sum.response.count();
@@ -118,11 +129,15 @@ fn find(metric: Metric, sum: &Sum, length_ns: u64) -> Result<Found, String> {
 }
 
 fn time(quantile: Option<Quantile>, remark: Option<String>) -> Result<Found, String> {
-    let Some(Quantile { value_ns, at_least }) = quantile else {
+    let Some(Quantile { value_ns, at_least, at_most_ns }) = quantile else {
         return Err("no right answer came, so there is no response time".to_owned());
     };
     let least = if at_least { "≥" } else { "" };
-    Ok(Found { value: value_ns as f64, at_least, text: format!("{least}{}", units::duration(value_ns)), remark })
+    let at_most = if at_least { at_most_ns.map(|ns| ns as f64) } else { Some(value_ns as f64) };
+    let most = at_most_ns.filter(|_| at_least).map(|ns| format!("at most {}", units::duration(ns)));
+    let remarks: Vec<String> = most.into_iter().chain(remark).collect();
+    let remark = (!remarks.is_empty()).then(|| remarks.join("; "));
+    Ok(Found { value: value_ns as f64, at_most, text: format!("{least}{}", units::duration(value_ns)), remark })
 }
 
 /// Whatever did not end well and was not the generator's own fault.
@@ -138,7 +153,7 @@ pub fn max(distribution: &Distribution) -> Option<Quantile> {
     // A bucket's top would be more than the age that it holds.
     let age_ns = censored.lowest_equivalent(censored.max());
     let longest_ns = if known.is_empty() { age_ns } else { age_ns.max(*max_ns) };
-    (distribution.count() > 0).then_some(Quantile { value_ns: longest_ns, at_least: !censored.is_empty() })
+    (distribution.count() > 0).then_some(of_all(longest_ns, censored.is_empty()))
 }
 
 /// The mean of times and ages; at least that where there are ages.
@@ -147,7 +162,12 @@ pub fn mean(distribution: &Distribution) -> Option<Quantile> {
     let Distribution { known, censored, .. } = distribution;
     let sum_ns = known.mean() * known.len() as f64 + censored.mean() * censored.len() as f64;
     let n = distribution.count();
-    (n > 0).then(|| Quantile { value_ns: (sum_ns / n as f64).round() as u64, at_least: !censored.is_empty() })
+    (n > 0).then(|| of_all((sum_ns / n as f64).round() as u64, censored.is_empty()))
+}
+
+/// Of a value that one age without end would take with it.
+fn of_all(value_ns: u64, is_known: bool) -> Quantile {
+    Quantile { value_ns, at_least: !is_known, at_most_ns: is_known.then_some(value_ns) }
 }
 
 fn compare(value: f64, comparison: Comparison, limit: f64) -> bool {
@@ -160,19 +180,28 @@ fn compare(value: f64, comparison: Comparison, limit: f64) -> bool {
     }
 }
 
-/// From the event's end to the first second in which all percentiles and errors that the SLO limits are within their
+/// Whether a value holds that lies between these two, wherever it does.
+fn holds(least: f64, most: Option<f64>, comparison: Comparison, limit: f64) -> bool {
+    let is_from_below = matches!(comparison, Comparison::Greater | Comparison::GreaterOrEqual);
+    compare(least, comparison, limit) && (is_from_below || most.is_some_and(|most| compare(most, comparison, limit)))
+}
+
+/// From the event's end, or from its begin where it has no end, to the first second in which all percentiles and errors that the SLO limits are within their
 /// limits again; where it limits none, errors below 0.1 %.
-fn recovery(slo: &Slo, scenario: &Scenario, totals: &Totals, event_ends_ns: &[Option<u64>]) -> Result<Found, String> {
+fn recovery(slo: &Slo, scenario: &Scenario, totals: &Totals, events: &[Happened]) -> Result<Found, String> {
     let event = slo.scope.event.ok_or("recovery needs an event: name one in `in`")?;
-    let end_ns = event_ends_ns.get(event).copied().flatten();
-    let end_ns = end_ns.ok_or_else(|| format!("{:?} did not end within the run", scenario.events[event].name))?;
+    let planned = &scenario.events[event];
+    let what = if planned.end.is_some() { "end" } else { "begin" };
+    let instant = |happened: &Happened| if planned.end.is_some() { happened.ended_ns } else { happened.begun_ns };
+    let from_ns = events.get(event).and_then(instant);
+    let from_ns = from_ns.ok_or_else(|| format!("{:?} did not {what} within the run", planned.name))?;
     let limits: Vec<&Expression> = slo.must.iter().filter(|expression| limits_seconds(expression)).collect();
-    match totals.recovery(&slo.scope.traffic, end_ns, &|second| is_good(second, &limits)) {
+    match totals.recovery(&slo.scope.traffic, from_ns, &|second| is_good(second, &limits)) {
         Some(ns) => {
             let text = if ns == 0 { "at once".to_owned() } else { units::duration(ns) };
-            Ok(Found { value: ns as f64, at_least: false, text, remark: None })
+            Ok(Found { value: ns as f64, at_most: Some(ns as f64), text, remark: None })
         }
-        None => Err("no second after the event's end was good again".to_owned()),
+        None => Err(format!("no second after the event's {what} was good again")),
     }
 }
 
@@ -186,7 +215,7 @@ fn is_good(second: &SecondOfTraffic, limits: &[&Expression]) -> bool {
         return second.error_share() < GOOD_ERRORS;
     }
     limits.iter().all(|Expression { metric, comparison, limit, .. }| {
-        let longest = Quantile { value_ns: second.max_ns, at_least: false };
+        let longest = of_all(second.max_ns, true);
         let time = match metric {
             Metric::Errors => return compare(second.error_share(), *comparison, *limit),
             Metric::Percentile(q) if *q <= 0.5 => second.p50,
@@ -194,7 +223,9 @@ fn is_good(second: &SecondOfTraffic, limits: &[&Expression]) -> bool {
             Metric::Percentile(q) if *q <= 0.999 => second.p99_9,
             _ => second.p50.map(|_| longest),
         };
-        time.is_some_and(|time| !time.at_least && compare(time.value_ns as f64, *comparison, *limit))
+        time.is_some_and(|Quantile { value_ns, at_most_ns, .. }| {
+            holds(value_ns as f64, at_most_ns.map(|ns| ns as f64), *comparison, *limit)
+        })
     })
 }
 
@@ -224,10 +255,9 @@ fn name(scope: &Scope, scenario: &Scenario) -> String {
 mod tests {
     use hdrhistogram::Histogram;
 
-    use super::{Found, SecondOfTraffic, find, is_good, judge};
+    use super::{Found, SecondOfTraffic, find, is_good, judge, of_all};
     use crate::measure::Outcome;
-    use crate::measure::percentile::Distribution;
-    use crate::measure::percentile::Quantile;
+    use crate::measure::percentile::{Distribution, Quantile};
     use crate::measure::totals::Sum;
     use crate::slo::Expression;
 
@@ -257,6 +287,7 @@ mod tests {
         others.iter().for_each(|(outcome, many)| outcomes[*outcome as usize] += many);
         Sum {
             scheduled: outcomes.iter().sum(),
+            sent: 0,
             outcomes,
             statuses: Vec::new(),
             bytes: 0,
@@ -311,15 +342,36 @@ mod tests {
 
         // The generator's own faults are no errors of the server.
         let ours = sum(&[MS; 90], &[], &[(Outcome::NoFd, 8), (Outcome::NoPort, 1), (Outcome::WrongLocation, 1)]);
-        check("errors <= 1%", &ours, (true, "1%", None));
+        check("errors <= 1.1%", &ours, (true, "1.0989%", None));
         check("wrong_location == 0", &ours, (false, "1", None));
         check("no_fd == 0", &ours, (false, "8", None));
+        // Of what was asked, not of what was due.
+        check("errors < 1.05%", &ours, (false, "1.0989%", None));
+        check("wrong_location < 1.05%", &ours, (false, "1.0989%", None));
+        check("no_fd <= 8%", &ours, (true, "8%", None));
+        let unasked = sum(&[], &[], &[(Outcome::NoCode, 1000)]);
+        for text in ["p(99) < 5ms", "errors < 1%", "timeout == 0", "reset <= 1%", "rate < 5"] {
+            check(text, &unasked, (false, "–", Some("nothing was asked")));
+        }
+        check("no_code == 0", &unasked, (false, "1,000", None));
+
+        // One was shed at once: it moves each percentile by one rank at most.
+        let times: Vec<u64> = (1..=1000).map(|n| n * MS / 100).collect();
+        let shed = sum(&times, &[0], &[]);
+        check("p(99) < 9.95ms", &shed, (true, "≥9.90 ms", Some("at most 9.91 ms")));
+        check("p(99) < 9.89ms", &shed, (false, "≥9.90 ms", Some("at most")));
+        check("p(99) < 9.905ms", &shed, (false, "≥9.90 ms", Some("lower bound")));
+        check("p(99) > 9.905ms", &shed, (false, "≥9.90 ms", Some("lower bound")));
+        check("p(99) > 9ms", &shed, (true, "≥9.90 ms", Some("at most")));
+        check("p(99) >= 9.95ms", &shed, (false, "≥9.90 ms", Some("at most")));
+        let agreed = sum(&vec![MS; 1000], &[0], &[]);
+        check("p(99) < 1.1ms", &agreed, (true, "1.00 ms", None));
     }
 
     #[test]
     fn an_unknown_value_is_told_as_such() {
         let expression = Expression::parse("recovery < 2s").unwrap();
-        let found = |ns: f64| Found { value: ns, at_least: false, text: String::new(), remark: None };
+        let found = |ns: f64| Found { value: ns, at_most: Some(ns), text: String::new(), remark: None };
         assert!(judge(String::new(), &expression, Ok(found(1.9e9))).pass);
         assert!(!judge(String::new(), &expression, Ok(found(2.0e9))).pass);
         let never = judge(String::new(), &expression, Err("never".into()));
@@ -333,7 +385,7 @@ mod tests {
             let limits: Vec<&Expression> = limits.iter().collect();
             assert_eq!(is_good(&second, &limits), expected, "{second:?} {limits:?}");
         };
-        let at = |ms: u64| Some(Quantile { value_ns: ms * MS, at_least: false });
+        let at = |ms: u64| Some(of_all(ms * MS, true));
         let second = SecondOfTraffic {
             scheduled: 1000,
             ok: 998,
@@ -356,8 +408,11 @@ mod tests {
         check(second, &["p(99.9) < 25ms", "max < 31ms"], true);
         check(second, &["p(99.99) < 25ms"], false);
         check(second, &["max < 30ms"], false);
-        let bound = SecondOfTraffic { p99: Some(Quantile { value_ns: MS, at_least: true }), ..second };
-        check(bound, &["p(99) < 5ms"], false);
+        let bound =
+            |at_most_ns| SecondOfTraffic { p99: Some(Quantile { value_ns: MS, at_least: true, at_most_ns }), ..second };
+        check(bound(None), &["p(99) < 5ms"], false);
+        check(bound(Some(5 * MS)), &["p(99) < 5ms"], false);
+        check(bound(Some(4 * MS)), &["p(99) < 5ms"], true);
         let silent = SecondOfTraffic { p50: None, p99: None, p99_9: None, ..second };
         check(silent, &["p(99) < 5ms"], false);
         check(silent, &["max < 60s"], false);
