@@ -275,7 +275,13 @@ also = ["redirect"]
     let right = performed.totals.tally(&Scope::default()).of(Outcome::Ok);
     ensure!(right > 0, "the stub gave no right answer over connections of kind {connection}");
     let planned = arrivals::counts(&scenario);
-    let checks = checks::run(&performed.totals, &planned, &scenario, &performed.machine, true, performed.stopped);
+    let circumstances = checks::Circumstances {
+        same_host: true,
+        interrupted: performed.stopped,
+        failed: performed.failure.is_some(),
+        events: &[],
+    };
+    let checks = checks::run(&performed.totals, &planned, &scenario, &performed.machine, circumstances);
     Ok((right as f64 / f64::from(seconds), doubt(&checks)))
 }
 

@@ -323,7 +323,7 @@ fn an_event_that_is_late_is_another_course() {
         let lasts_ns = if end.is_some() { 2 * S } else { 0 };
         run.scenario.events.push(Event { name: "stall".into(), at_ns: 5 * S, lasts_ns, begin: action(), end });
         let [begun_ns, ended_ns] = [Some(begun_ms), ended_ms].map(|ms| ms.map(|ms| ms * MS));
-        run.events = vec![Happened { name: "stall".into(), begun_ns, ended_ns, error: None }];
+        run.events = vec![Happened { name: "stall".into(), started_ns: begun_ns, begun_ns, ended_ns, error: None }];
         check_of(&format!("begun at {begun_ms}, ended at {ended_ms:?}"), &run, expected);
     };
     check(5000, Some(7000), &[]);

@@ -93,7 +93,6 @@ fn phases(run: &Run<'_>) -> Vec<Phase> {
             to_ns,
             warmup: phase.warmup,
             gen_lag: lag(&own.gen_lag),
-            rx_lag: lag(&own.rx_lag),
             traffic: traffic.collect(),
         });
         from_ns = to_ns;

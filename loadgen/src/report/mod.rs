@@ -148,10 +148,9 @@ pub struct Phase {
     pub to_ns: u64,
     /// Recorded apart: in no verdict but the generator's own.
     pub warmup: bool,
-    /// From the instant at which a request was due to the one at which it was taken up: the generator's own part.
+    /// From the instant at which a request was due until it was with the kernel, or in a queue because no connection was
+    /// free: the generator's own part.
     pub gen_lag: Option<Lag>,
-    /// From the instant at which events were fetched to the one at which an answer among them was read.
-    pub rx_lag: Option<Lag>,
     /// By class; those that the phase does not use are absent.
     pub traffic: BTreeMap<String, Measured>,
 }
