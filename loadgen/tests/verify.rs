@@ -379,6 +379,43 @@ fn the_same_code_of_two_domains_is_there() {
     assert!(verify(ledger.path(), None, Some(links.path()), Options::default()).unwrap().is_right());
 }
 
+/// `cargo test --release -p loadgen --test verify -- --ignored --nocapture ten_million`: the figures of `verify.rs`.
+#[test]
+#[ignore = "2 GB of files: a measurement"]
+fn ten_million_requests() {
+    const REQUESTS: usize = 10_000_000;
+    let folder = tempfile::tempdir().unwrap();
+    let [ledger, csv, ndjson] = ["ledger", "csv", "ndjson"].map(|name| folder.path().join(name));
+    let mut writer = Ledger::create(&ledger, "http://127.0.0.1:8080", "X-Request-Id").unwrap().writer(0).unwrap();
+    let [mut rows, mut lines] = [&csv, &ndjson].map(|path| std::io::BufWriter::new(fs::File::create(path).unwrap()));
+    writeln!(rows, "at,code,kind,request_id").unwrap();
+    for number in 0..REQUESTS {
+        let code = format!("{:07}", number % 2_000_000);
+        let now = loadgen::clock::now_ns();
+        let id = writer.sending(now, "clicks", "GET", code.as_bytes());
+        writer.received(id, now, 302, true);
+        let digits = writer.digits(id);
+        let digits = std::str::from_utf8(&digits).unwrap();
+        writeln!(rows, "2026-03-01T12:00:00.000Z,{code},click,{digits}").unwrap();
+        writeln!(lines, "{{\"code\":\"{code}\",\"kind\":\"click\",\"request_id\":\"{digits}\"}}").unwrap();
+        if number % 1_000 == 999 {
+            writer.flush().unwrap();
+        }
+    }
+    rows.flush().unwrap();
+    lines.flush().unwrap();
+    for visits in [&csv, &ndjson] {
+        let before_ns = loadgen::clock::process_cpu_ns();
+        let findings = verify(&ledger, Some(visits), None, Options::default()).unwrap();
+        let cpu_ms = (loadgen::clock::process_cpu_ns() - before_ns) / 1_000_000;
+        assert!(findings.is_right() && findings.requests.redirects == REQUESTS as u64, "{findings}");
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let memory = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        println!("{}: {cpu_ms} ms of CPU time, {memory}", visits.display());
+    }
+    println!("ledger: {} bytes", fs::metadata(&ledger).unwrap().len());
+}
+
 #[test]
 fn what_cannot_be_compared_is_refused() {
     let check = |ledger: &str, visits: Option<&str>, links: Option<&str>, expected: &str| {
