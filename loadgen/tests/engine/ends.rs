@@ -56,7 +56,7 @@ fn too_few_files_are_our_fault() {
     let (output, report) = limited("ulimit -n 40", &words, folder.path());
     assert_eq!(verdict(&report, "V8"), "invalid", "{}", report["checks"]);
     assert_eq!(output.status.code(), Some(3));
-    let failed = report["whole"]["connections"]["url"]["failed_by_us"].as_u64();
+    let failed = report["whole"]["connections"]["http"]["failed_by_us"].as_u64();
     assert!(failed > Some(0), "{}", report["whole"]["connections"]);
 }
 

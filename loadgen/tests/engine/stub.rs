@@ -1,5 +1,7 @@
 //! Against the stub, whose every answer is known beforehand.
 
+use std::ops::RangeInclusive;
+
 use loadgen::measure::Outcome;
 use loadgen::slo::Scope;
 use loadgen::stub::Stub;
@@ -148,6 +150,18 @@ mix = { readback = 1 }
     assert!(visible.max_ns < 1_000_000_000, "{} ns, on a server that shows a code at once", visible.max_ns);
 }
 
+/// A machine that is busy with something else makes it fewer, nothing makes it more: the best of three counts.
+fn best(expected: &RangeInclusive<u64>, count: impl Fn() -> u64) -> u64 {
+    let mut best = 0;
+    for _ in 0..3 {
+        best = count().max(best);
+        if best >= *expected.start() {
+            break;
+        }
+    }
+    best
+}
+
 /// 10 clients that think for 8 ms and wait for 2 ms, and one that never thinks: 1,000 and 500 answers a second at most.
 #[test]
 fn a_closed_loop_asks_as_soon_as_it_has_thought() {
@@ -161,14 +175,14 @@ fn a_closed_loop_asks_as_soon_as_it_has_thought() {
         let toml = format!(
             "{CLASS}closed = {closed}\n[[phase]]\nname = \"only\"\nfor = \"{length_ms}ms\"\nalso = [\"clicks\"]\n"
         );
-        let performed = perform(stub.address(), 1, &toml);
-        let ok = count(&performed, Outcome::Ok);
         // Each client has asked once more in the last instant, at most.
-        assert!(
-            (possible * 8 / 10..=possible + 10).contains(&ok),
-            "{closed}, {length_ms} ms: {:?} of {possible}",
-            outcomes(&performed)
-        );
+        let expected = possible * 8 / 10..=possible + 10;
+        let ok = best(&expected, || {
+            let performed = perform(stub.address(), 1, &toml);
+            assert_eq!(outcomes(&performed).len(), 1, "{closed}, {length_ms} ms: {:?}", outcomes(&performed));
+            count(&performed, Outcome::Ok)
+        });
+        assert!(expected.contains(&ok), "{closed}, {length_ms} ms: {ok} of {possible}");
     }
 }
 
@@ -184,10 +198,16 @@ fn a_closed_loop_pauses_in_a_phase_without_it() {
     {
         toml += &format!("[[phase]]\nname = \"{name}\"\nfor = \"300ms\"\nrate = 20\nmix = {{ others = 1 }}\n{also}");
     }
-    let performed = perform(stub.address(), 2, &toml);
-    for (phase, expected) in [0..=0, 240..=310, 0..=0, 240..=310].into_iter().enumerate() {
-        let tally = performed.totals.tally(&Scope { phase: Some(phase), event: None, traffic: vec![0] });
-        assert!(expected.contains(&tally.scheduled), "phase {phase}: {} are not in {expected:?}", tally.scheduled);
-        assert_eq!(tally.of(Outcome::Ok), tally.scheduled, "phase {phase}");
-    }
+    let expected = 240..=310;
+    let least = best(&expected, || {
+        let performed = perform(stub.address(), 2, &toml);
+        let tally = |phase| performed.totals.tally(&Scope { phase: Some(phase), event: None, traffic: vec![0] });
+        assert_eq!((tally(0).scheduled, tally(2).scheduled), (0, 0), "asked in a phase that is not theirs");
+        for phase in [1, 3] {
+            assert_eq!(tally(phase).of(Outcome::Ok), tally(phase).scheduled, "phase {phase}");
+            assert!(tally(phase).scheduled <= *expected.end(), "phase {phase}: {}", tally(phase).scheduled);
+        }
+        tally(1).scheduled.min(tally(3).scheduled)
+    });
+    assert!(expected.contains(&least), "{least} are not in {expected:?}");
 }
