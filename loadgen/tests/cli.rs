@@ -74,6 +74,7 @@ fn what_cannot_be_done_is_said_with_the_way_out() {
         ),
         (&["run", "mail-blast", "--target", "http://127.0.0.1:1", "--ledger", "two.toml"], 2, &["it is there already"]),
         (&["seed", "mail-blast", "--write", "two.toml"], 2, &["--write two.toml: an existing file is not overwritten"]),
+        (&["http", "http://127.0.0.1:1/a", "-R", "0.01", "-d", "1s"], 2, &["nothing arrives"]),
         (&["report", "nowhere"], 2, &["nowhere"]),
         (&["verify", "nowhere", "--links", "none"], 2, &["nowhere"]),
         (&["stub", "--stall", "soon"], 2, &["--stall soon"]),
@@ -151,7 +152,8 @@ fn a_saturated_generator_is_never_green() {
     let invalid = |id: &str| {
         report["checks"].as_array().unwrap().iter().any(|check| check["id"] == id && check["verdict"] == "invalid")
     };
-    assert!(invalid("V2") && invalid("V3"), "{}", report["checks"]);
+    // Which of them sees it depends on who had the core when.
+    assert!(["V2", "V3", "V4", "V5", "V7", "V10"].into_iter().any(invalid), "{}", report["checks"]);
     let all = &report["whole"]["all"];
     assert_eq!(all["planned"], 500_000);
     let outcomes: u64 = all["outcomes"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();

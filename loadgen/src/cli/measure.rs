@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::args::Common;
@@ -41,6 +41,10 @@ pub(super) fn check(scenario: &Scenario, common: &Common) -> Result<()> {
     for traffic in &scenario.traffic {
         // Whether there is a key is asked elsewhere: where there is none, some classes can be left out.
         Template::compile(traffic, &scenario.run.target.authority, Some("key"), header)?;
+    }
+    let is_looped = scenario.phases.iter().any(|phase| !phase.also.is_empty());
+    if !is_looped && arrivals::counts(scenario).iter().flatten().sum::<u64>() == 0 {
+        bail!("nothing arrives in the whole run: give it a higher rate, or more time");
     }
     if let Some(file) = &common.ledger {
         let problem = |what| anyhow!("--ledger {}: {what}", file.display());
