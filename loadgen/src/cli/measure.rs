@@ -198,6 +198,7 @@ fn judge(
         },
         begun_unix_ms: performed.begun_unix_ns / 1_000_000,
         lasted_ns: performed.lasted_ns,
+        cpu_ns: performed.cpu_ns,
         skipped: run.skipped,
         notes: run.notes,
         ended: match (&performed.failure, signal) {
