@@ -21,7 +21,7 @@ use crate::measure::totals::Totals;
 use crate::plan::arrivals;
 use crate::plan::curve::Cumulative;
 use crate::report::{self, Ended, Report, Skipped, bundle, terminal};
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, Traffic};
 use crate::slo::eval;
 use crate::{events, probe};
 
@@ -120,8 +120,9 @@ pub(super) fn measure(subject: Subject, common: &Common) -> Result<u8, Failure> 
 
 /// As many as there are cores for them, and no more than the smallest class has connections: each worker has one of each.
 fn workers(scenario: &Scenario, cores: usize) -> usize {
-    let open = scenario.traffic.iter().filter(|traffic| traffic.closed.is_none());
-    open.map(|traffic| traffic.connection.max).fold(cores, usize::min).max(1)
+    // A client of a closed loop is one worker's, and so is its connection, unless it shares that.
+    let is_shared = |traffic: &&Traffic| traffic.closed.is_none_or(|closed| closed.clients > traffic.connection.max);
+    scenario.traffic.iter().filter(is_shared).map(|traffic| traffic.connection.max).fold(cores, usize::min).max(1)
 }
 
 /// The lines of the seconds that are over.
@@ -294,5 +295,6 @@ mod tests {
         check("", "rate = 1\nmix = { a = 1 }", 4);
         check("connection = { max = 3 }", "rate = 1\nmix = { a = 1 }", 3);
         check("closed = { clients = 1 }", "also = [\"a\"]", 4);
+        check("closed = { clients = 4 }\nconnection = { pipeline = 2 }", "also = [\"a\"]", 2);
     }
 }
