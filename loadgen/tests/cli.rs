@@ -74,6 +74,7 @@ fn what_cannot_be_done_is_said_with_the_way_out() {
         ),
         (&["run", "mail-blast", "--target", "http://127.0.0.1:1", "--ledger", "two.toml"], 2, &["it is there already"]),
         (&["seed", "mail-blast", "--write", "two.toml"], 2, &["--write two.toml: an existing file is not overwritten"]),
+        (&["http", "http://127.0.0.1:1/a", "-R", "0.01", "-d", "1s"], 2, &["nothing arrives"]),
         (&["report", "nowhere"], 2, &["nowhere"]),
         (&["verify", "nowhere", "--links", "none"], 2, &["nowhere"]),
         (&["stub", "--stall", "soon"], 2, &["--stall soon"]),

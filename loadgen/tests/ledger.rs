@@ -313,6 +313,9 @@ fn ids_must_be_believed_from_all_addresses() {
     check(|peer| !is(peer, "127.64.0.1"), "X-Request-Id", &ranges, both);
     check(|peer| !is(peer, "127.64.255.254"), "X-Request-Id", &ranges, both);
     check(|_| false, "X-Request-Id", &[None], Some("trusted = [\"127.0.0.1/32\"]\n"));
+    // No request comes from the kernel's choice, so nobody asks from there.
+    check(|peer| !is(peer, "127.0.0.1"), "X-Request-Id", &[Some("127.64.3.4/16")], None);
+    check(|_| false, "X-Request-Id", &[Some("127.64.3.4/16")], Some("trusted = [\"127.64.0.0/16\"]\n"));
     check(|_| false, "X-Load-Id", &[None], Some("]\n\n[visits]\nrequest_id_header = \"X-Load-Id\"\n"));
 }
 

@@ -176,6 +176,7 @@ fn report_with(scenario: &Scenario, totals: &Totals, ended: Ended, event: Happen
         options: Options { workers: 1, spin: "auto".into(), ledger: false },
         begun_unix_ms: 1_700_000_000_000,
         lasted_ns: 8 * SECOND,
+        cpu_ns: SECOND,
         skipped: vec![Skipped { traffic: "stats".into(), reason: "GET /stats/x was answered 404".into() }],
         notes: vec!["peak scaled to 1,000/s by calibrate".into()],
         ended,
@@ -488,6 +489,7 @@ const SILENT: &str = "   time  phase            planned/s     sent/s       p50  
 const GOLDEN: &str = "\
 VALID, but 3 of 7 SLOs failed: peak: clicks: p(99) < 5s was ≥2.00 s
 sample: http://127.0.0.1:8080 (127.0.0.1:8080, this machine), 6s, 1 worker, seed 7
+CPU 111 µs a request
 note: peak scaled to 1,000/s by calibrate
 left out stats: GET /stats/x was answered 404
 bots: closed loop: latency here is not what users would see

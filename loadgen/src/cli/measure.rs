@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::args::Common;
@@ -21,7 +21,7 @@ use crate::measure::totals::Totals;
 use crate::plan::arrivals;
 use crate::plan::curve::Cumulative;
 use crate::report::{self, Ended, Report, Skipped, bundle, terminal};
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, Traffic};
 use crate::slo::eval;
 use crate::{events, probe};
 
@@ -41,6 +41,10 @@ pub(super) fn check(scenario: &Scenario, common: &Common) -> Result<()> {
     for traffic in &scenario.traffic {
         // Whether there is a key is asked elsewhere: where there is none, some classes can be left out.
         Template::compile(traffic, &scenario.run.target.authority, Some("key"), header)?;
+    }
+    let is_looped = scenario.phases.iter().any(|phase| !phase.also.is_empty());
+    if !is_looped && arrivals::counts(scenario).iter().flatten().sum::<u64>() == 0 {
+        bail!("nothing arrives in the whole run: give it a higher rate, or more time");
     }
     if let Some(file) = &common.ledger {
         let problem = |what| anyhow!("--ledger {}: {what}", file.display());
@@ -116,8 +120,9 @@ pub(super) fn measure(subject: Subject, common: &Common) -> Result<u8, Failure> 
 
 /// As many as there are cores for them, and no more than the smallest class has connections: each worker has one of each.
 fn workers(scenario: &Scenario, cores: usize) -> usize {
-    let open = scenario.traffic.iter().filter(|traffic| traffic.closed.is_none());
-    open.map(|traffic| traffic.connection.max).fold(cores, usize::min).max(1)
+    // A client of a closed loop is one worker's, and so is its connection, unless it shares that.
+    let is_shared = |traffic: &&Traffic| traffic.closed.is_none_or(|closed| closed.clients > traffic.connection.max);
+    scenario.traffic.iter().filter(is_shared).map(|traffic| traffic.connection.max).fold(cores, usize::min).max(1)
 }
 
 /// The lines of the seconds that are over.
@@ -198,6 +203,7 @@ fn judge(
         },
         begun_unix_ms: performed.begun_unix_ns / 1_000_000,
         lasted_ns: performed.lasted_ns,
+        cpu_ns: performed.cpu_ns,
         skipped: run.skipped,
         notes: run.notes,
         ended: match (&performed.failure, signal) {
@@ -293,5 +299,6 @@ mod tests {
         check("", "rate = 1\nmix = { a = 1 }", 4);
         check("connection = { max = 3 }", "rate = 1\nmix = { a = 1 }", 3);
         check("closed = { clients = 1 }", "also = [\"a\"]", 4);
+        check("closed = { clients = 4 }\nconnection = { pipeline = 2 }", "also = [\"a\"]", 2);
     }
 }

@@ -31,6 +31,7 @@ pub fn build(run: &Run<'_>) -> Report {
         tool: Tool { name: "loadgen".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
         begun_unix_ms: run.begun_unix_ms,
         lasted_ns: run.lasted_ns,
+        cpu_ns_per_request: cpu_ns_per_request(run),
         scenario: ScenarioText {
             name: scenario.name.clone(),
             toml: change::masked(&scenario.toml),
@@ -74,6 +75,11 @@ fn ended(run: &Run<'_>) -> Ended {
         (Ended::AsPlanned, Some(missing)) => Ended::Failed(missing),
         (ended, _) => ended.clone(),
     }
+}
+
+fn cpu_ns_per_request(run: &Run<'_>) -> Option<u64> {
+    let of_phase = |phase| run.totals.tally(&Scope { phase: Some(phase), ..Scope::default() }).ended();
+    run.cpu_ns.checked_div((0..run.scenario.phases.len()).map(of_phase).sum())
 }
 
 fn phases(run: &Run<'_>) -> Vec<Phase> {

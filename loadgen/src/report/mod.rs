@@ -44,6 +44,8 @@ pub struct Run<'a> {
     pub begun_unix_ms: u64,
     /// From the origin to the end of draining.
     pub lasted_ns: u64,
+    /// CPU time of this process, from its start of the workers on.
+    pub cpu_ns: u64,
     pub skipped: Vec<Skipped>,
     pub notes: Vec<String>,
     pub ended: Ended,
@@ -68,6 +70,8 @@ pub struct Report {
     pub tool: Tool,
     pub begun_unix_ms: u64,
     pub lasted_ns: u64,
+    /// CPU time of loadgen, in user and kernel mode, for each request that ended, warm-up included; none without one.
+    pub cpu_ns_per_request: Option<u64>,
     pub scenario: ScenarioText,
     pub target: Target,
     pub machine: Machine,

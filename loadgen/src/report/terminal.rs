@@ -114,6 +114,9 @@ fn subject(out: &mut String, report: &Report) {
     let length = units::exact_duration(scenario.length_ns);
     let (name, url, address, seed) = (&scenario.name, &target.url, target.address, scenario.seed);
     paragraph(out, 0, &format!("{name}: {url} ({address}{place}), {length}, {workers}, seed {seed}"));
+    if let Some(ns) = report.cpu_ns_per_request {
+        paragraph(out, 0, &format!("CPU {} a request", units::duration(ns)));
+    }
     for note in &report.notes {
         paragraph(out, 0, &format!("note: {note}"));
     }

@@ -148,7 +148,7 @@ fn text(flags: &Flags) -> Result<String, String> {
         let way_out = "write the key itself (no report shows it), or use `loadgen run` with --key-file";
         return Err(format!("-H {name}: {{key}} is of scenarios: {way_out}"));
     }
-    if flags.rate.is_some() && flags.connections < u32::from(flags.threads) {
+    if (flags.rate.is_some() || flags.pipeline > 1) && flags.connections < u32::from(flags.threads) {
         let (connections, threads) = (flags.connections, flags.threads);
         return Err(format!(
             "-c {connections} is less than -t {threads}, and each thread has a connection: raise -c, or lower -t"
@@ -333,6 +333,7 @@ mod tests {
             ("http://127.0.0.1 -H Host:x", "is written by loadgen itself"),
             ("http://127.0.0.1 -H A:{key}", "-H A: {key} is of scenarios: write the key itself"),
             ("http://127.0.0.1 -R 1 -c 2 -t 3", "-c 2 is less than -t 3"),
+            ("http://127.0.0.1 --pipeline 2 -c 2 -t 3", "-c 2 is less than -t 3"),
             ("http://127.0.0.1/{key}", "{key} is no placeholder here"),
         ] {
             let error = load(line).unwrap_err();

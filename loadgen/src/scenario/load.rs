@@ -313,6 +313,7 @@ fn read_slos(
 ) -> Vec<Slo> {
     let phase_names: Vec<String> = phases.iter().map(|phase| phase.name.clone()).collect();
     let event_names: Vec<String> = events.iter().map(|event| event.name.clone()).collect();
+    let event_tables = root.get("event").and_then(|events| Some(events.items().ok()?.len())).unwrap_or(0);
     let mut slos = Vec::new();
     for table in tables(root, "slo", problems) {
         table.only(&["in", "must"], problems);
@@ -328,7 +329,10 @@ fn read_slos(
                 }
                 Ok(phase)
             });
-            scope.event = place.read("event", problems, |value| value.index_in(&event_names, "event"));
+            // One whose own mistakes are told is not missing.
+            if events.len() == event_tables {
+                scope.event = place.read("event", problems, |value| value.index_in(&event_names, "event"));
+            }
             if let Some(named) = place.read("traffic", problems, |value| classes.indices(value)) {
                 all_are_off = named.is_empty();
                 scope.traffic = named;
@@ -340,7 +344,10 @@ fn read_slos(
                 return Err("asks for nothing, write [\"p(99) < 5ms\"]".to_owned());
             }
             let must = texts.iter().map(|text| Expression::parse(text)).collect::<Result<Vec<_>, _>>()?;
-            if scope.event.is_none() && must.iter().any(|expression| expression.metric == Metric::Recovery) {
+            if scope.event.is_none()
+                && events.len() == event_tables
+                && must.iter().any(|expression| expression.metric == Metric::Recovery)
+            {
                 return Err("recovery is from an event: add in = { event = \"NAME\" }".to_owned());
             }
             Ok(must)

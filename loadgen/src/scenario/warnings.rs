@@ -27,6 +27,13 @@ pub fn warnings(scenario: &Scenario) -> Vec<String> {
             units::exact_duration(scenario.run.timeout_ns)
         ));
     }
+    for phase in scenario.phases.iter().filter(|phase| !phase.mix.is_empty()) {
+        let expected = rates::arrivals(&phase.curve, phase.for_ns);
+        if expected < 1.0 {
+            let (name, length) = (&phase.name, units::exact_duration(phase.for_ns));
+            found.push(format!("{name}: {expected:.2} arrivals in {length}: give it a higher rate, or more time"));
+        }
+    }
     for (index, traffic) in scenario.traffic.iter().enumerate() {
         let name = &traffic.name;
         let used = scenario
@@ -137,6 +144,7 @@ mod tests {
         let few = "a: at 3,000/s and answers in 10.0 ms some 30 connections are in use, and at most 20 may be open";
         check("", "connection = { max = 20 }", "4000", &[few]);
         check("", "connection = { max = 20, pipeline = 2 }", "4000", &[]);
+        check("", "", "0.01", &["x: 0.30 arrivals in 30s: give it a higher rate, or more time"]);
         // 90,000 connections in all: four addresses.
         check("", "connection = { kind = \"per_request\" }", "4000", &["they need 4 addresses, and there is 1"]);
         check("", "connection = { kind = \"per_request\" }\nbind = \"127.1.0.0/30\"", "4000", &["there are 2"]);

@@ -4,7 +4,7 @@ use super::super::rates;
 use super::super::table::{Problems, Table, Value, unknown_name};
 use super::super::{ArrivalKind, Curve, Phase};
 use super::traffic::Classes;
-use super::{Peak, phase_ns, tables};
+use super::{PHASE_MAX_NS, Peak, phase_ns, tables};
 use crate::units;
 
 /// Name of the phase that `run.warmup` makes.
@@ -26,12 +26,12 @@ pub(super) fn read(
         problems.add(root.offset, "phase", "there is none, write [[phase]] with name, for, rate and mix");
     }
     for table in tables {
-        if let Some(phase) = read_phase(&table, classes, phases.last(), peak, problems) {
-            if phase.name == WARMUP || phases.iter().any(|before| before.name == phase.name) {
-                table.refuse("name", &format!("{:?} is taken: give each phase its own name", phase.name), problems);
-            }
-            phases.push(phase);
+        let phase = read_phase(&table, classes, phases.last(), peak, problems);
+        let is_taken = phase.name == WARMUP || phases.iter().any(|before| before.name == phase.name);
+        if is_taken && !phase.name.is_empty() {
+            table.refuse("name", &format!("{:?} is taken: give each phase its own name", phase.name), problems);
         }
+        phases.push(phase);
     }
     if let (Some(first), true) = (phases.first(), warmup_ns > 0) {
         let curve = match &first.curve {
@@ -44,13 +44,14 @@ pub(super) fn read(
     phases
 }
 
+/// What is wrong in it reads as something that no later phase, event or SLO finds fault with: each mistake is told once.
 fn read_phase(
     table: &Table<'_>,
     classes: &Classes<'_>,
     previous: Option<&Phase>,
     peak: &Peak,
     problems: &mut Problems<'_>,
-) -> Option<Phase> {
+) -> Phase {
     table.only(&["name", "for", "rate", "ramp", "points", "arrivals", "mix", "also"], problems);
     let name = table.need("name", "name = \"peak\"", problems, |value| match value.text()? {
         text if text.trim() == text && !text.is_empty() && text.len() <= 64 && !text.contains(char::is_control) => {
@@ -83,15 +84,15 @@ fn read_phase(
         }
         Some(Mix::new())
     };
-    Some(Phase {
-        name: name?,
-        for_ns: for_ns?,
-        curve: curve?,
+    Phase {
+        name: name.unwrap_or_default(),
+        for_ns: for_ns.unwrap_or(PHASE_MAX_NS),
+        curve: curve.unwrap_or(Curve::Constant(1.0)),
         arrivals: arrivals.unwrap_or(ArrivalKind::Even),
-        mix: mix?,
+        mix: mix.unwrap_or_else(|| vec![(0, 1.0)]),
         also: also.unwrap_or_default(),
         warmup: false,
-    })
+    }
 }
 
 fn read_mix(value: &Value<'_>, classes: &Classes<'_>, previous: Option<&Phase>) -> Result<Mix, String> {

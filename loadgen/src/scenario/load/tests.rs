@@ -386,6 +386,44 @@ must = [\"recovery < 2s\"]
 }
 
 #[test]
+fn a_mistake_is_told_once() {
+    for (phase, expected) in [
+        ("points = [[\"0s\", 1], [\"4s\", 2]]\nmix = { a = 1 }", "t:15: phase.1.points: the last point"),
+        ("rate = 1\nmix = { b = 1 }", "t:16: phase.1.mix: there is no traffic"),
+        ("rate = \"fast\"\nmix = { a = 1 }", "t:15: phase.1.rate: \"fast\" is no number"),
+    ] {
+        let text = format!(
+            "{BEGIN}[[phase]]\nname = \"x\"\nfor = \"5s\"\n{phase}\n[[phase]]\nname = \"y\"\nfor = \"5s\"\nramp = {{ to = 5 }}\nmix = \
+             \"previous\"\n[[event]]\nname = \"e\"\nat = \"x + 1s\"\nbegin = {{ exec = [\"true\"] }}\n[[slo]]\nin = {{ phase = \"x\" }}\n\
+             must = [\"max < 1s\"]\n"
+        );
+        let error = load(&text, &Changes::default()).map(|_| ()).unwrap_err();
+        assert!(error.starts_with(expected) && error.lines().count() == 1, "{error}");
+    }
+    let event = "[[event]]\nname = \"e\"\nat = \"1s\"\nbegin = { exec = [] }\n";
+    let text = format!("{BEGIN}{PHASE}{event}[[slo]]\nin = {{ event = \"e\" }}\nmust = [\"recovery < 1s\"]\n");
+    let error = load(&text, &Changes::default()).map(|_| ()).unwrap_err();
+    assert!(error.contains("event.1.begin.exec: names no program") && error.lines().count() == 1, "{error}");
+}
+
+#[test]
+fn a_phase_may_have_a_plus_in_its_name() {
+    for (at, at_s) in [("up + 2s", 0), ("up + 2s + 3s", 3)] {
+        let text = format!("{BEGIN}{PHASE}[[event]]\nname = \"e\"\nat = \"{at}\"\nbegin = {{ exec = [\"true\"] }}\n");
+        let scenario = load(&text.replace("\"one\"", "\"up + 2s\""), &Changes::default()).unwrap();
+        assert_eq!(scenario.events[0].at_ns, at_s * SECOND, "{at}");
+    }
+}
+
+#[test]
+fn each_worker_needs_a_connection() {
+    let text = format!("{BEGIN}{PHASE}").replace("[traffic.bot]", "connection = { max = 3 }\n[traffic.bot]");
+    assert!(load(&text, &set("workers", "3")).is_ok());
+    let error = load(&text, &set("workers", "4")).map(|_| ()).unwrap_err();
+    assert!(error.contains("a may have 3 connections, fewer than the 4 workers"), "{error}");
+}
+
+#[test]
 fn a_class_that_is_off_leaves_its_share_to_the_rest() {
     let text = format!(
         "{BEGIN}[traffic.make]\nrequest = \"POST /\"\nyields = {{ code = \"json:c\" }}\n[traffic.read]\nrequest = \"GET /{{code}}\"\n\

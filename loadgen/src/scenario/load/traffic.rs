@@ -434,7 +434,8 @@ pub(super) fn check_across(scenario: &Scenario, classes: &Classes<'_>, problems:
         }
         // Each worker holds a connection of each class, so that none of its arrivals waits for ever.
         let max = traffic.connection.max;
-        if max < scenario.run.workers && traffic.closed.is_none() {
+        let is_shared = traffic.closed.is_none_or(|closed| closed.clients > max);
+        if max < scenario.run.workers && is_shared {
             let what = format!(
                 "{} may have {max} connections, fewer than the {} workers: raise connection.max, or lower workers",
                 traffic.name, scenario.run.workers
