@@ -395,7 +395,7 @@ mod tests {
     use crate::measure::batch::{Batch, Samples};
     use crate::measure::fixture::{sample, scenario, segments};
     use crate::measure::recorder::Recorder;
-    use crate::measure::{Connected, Outcome};
+    use crate::measure::{Connected, Outcome, Sample};
     use crate::plan::Segment;
     use crate::slo::Scope;
 
@@ -499,6 +499,26 @@ mod tests {
         recorder.finish(ORIGIN + 51 * S);
         take_all(&collector, &mut totals);
         assert_eq!(totals.sum(&Scope::default()).scheduled, 50);
+    }
+
+    #[test]
+    fn sent_is_what_left_whatever_became_of_it() {
+        let scenario = scenario(&[("a", 100)], 1);
+        let segments = segments(&scenario);
+        let (mut recorders, collector) = channel(1, &scenario, &segments, ORIGIN);
+        let mut totals = Totals::new(&scenario, &segments, 1);
+        let mut recorder = recorders.pop().expect("one worker");
+        for outcome in Outcome::ALL {
+            let left = sample(0, 0, outcome, ORIGIN, MS);
+            for sample in [Sample { sent_ns: 0, ..left }, left] {
+                recorder.arrived(0, 0, ORIGIN, ORIGIN);
+                recorder.finished(&sample);
+            }
+        }
+        recorder.finish(ORIGIN);
+        take_all(&collector, &mut totals);
+        let sum = totals.sum(&Scope::default());
+        assert_eq!((sum.scheduled, sum.sent), (2 * Outcome::COUNT as u64, Outcome::COUNT as u64));
     }
 
     #[test]
