@@ -467,6 +467,8 @@ fn impossible_answers(totals: &Totals, scenario: &Scenario) -> Check {
             .sum()
     };
     let (location, protocol) = (of(Outcome::WrongLocation), of(Outcome::ProtocolError));
+    let unsolicited: u64 =
+        (0..scenario.traffic.len()).map(|traffic| totals.connected(traffic)[Connected::Unsolicited as usize]).sum();
     let all = totals.tally(&Scope::default());
     let none_right = all.scheduled > 0 && all.of(Outcome::Ok) == 0;
     check(
@@ -475,10 +477,11 @@ fn impossible_answers(totals: &Totals, scenario: &Scenario) -> Check {
         if none_right {
             "no answer was right: percentiles are of nothing".to_owned()
         } else {
-            format!("{} wrong locations, {} protocol errors", count(location), count(protocol))
+            let (location, protocol, unsolicited) = (count(location), count(protocol), count(unsolicited));
+            format!("{location} wrong locations, {protocol} protocol errors, {unsolicited} answers to nothing")
         },
         "some right; none of those, unless an SLO speaks of them",
-        invalid_if(location + protocol > 0 || none_right),
+        invalid_if(location + protocol + unsolicited > 0 || none_right),
         if none_right {
             "look at the outcomes: the target must run and hold these links (`loadgen seed`); say what is right by `expect` \
              (`--expect`, `--location`)"
