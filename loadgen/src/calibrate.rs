@@ -154,8 +154,8 @@ impl fmt::Display for Calibration {
             units::duration(self.lag_p50_ns),
             units::duration(self.lag_p99_ns)
         )?;
-        writeln!(f, "requests, kept      {}", units::rate(self.keep_alive_per_s.round()))?;
-        writeln!(f, "requests, each new  {}", units::rate(self.connect_per_s.round()))
+        writeln!(f, "on kept connections {}", units::rate(self.keep_alive_per_s.round()))?;
+        writeln!(f, "each on a new one   {}", units::rate(self.connect_per_s.round()))
     }
 }
 

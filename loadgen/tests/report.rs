@@ -342,7 +342,7 @@ fn a_run_without_one_of_its_events_failed() {
     let unbegun = Happened { begun_ns: None, ended_ns: None, ..event() };
     let why = "event \"store stalls\" never began: the run was over before";
     check(unbegun.clone(), Ended::AsPlanned, (Verdict::Failed, 1, Some(why)));
-    check(unbegun, Ended::Interrupted { signal: 2 }, (Verdict::Interrupted, 130, Some("by signal 2")));
+    check(unbegun, Ended::Interrupted { signal: 2 }, (Verdict::Interrupted, 130, Some("by Ctrl-C (SIGINT)")));
     check(failed, Ended::Failed("no space left".into()), (Verdict::Failed, 1, Some("no space left")));
 }
 
@@ -387,7 +387,7 @@ fn the_first_line_says_what_to_do() {
     check(Ended::AsPlanned, Some(Mark::Invalid), 2, "INVALID: V2 lateness: 60 µs, limit 50 µs: ask for less");
     check(Ended::AsPlanned, Some(Mark::Fail), 2, "FAILED: V2 lateness: 60 µs, limit 50 µs: ask for less");
     check(Ended::Failed("ledger: no space left".into()), None, 2, "FAILED: ledger: no space left");
-    let interrupted = "INTERRUPTED by signal 2 after 8.00 s: the numbers are partial, no SLO was judged";
+    let interrupted = "INTERRUPTED by Ctrl-C (SIGINT) after 8.00 s: the numbers are partial, no SLO was judged";
     check(Ended::Interrupted { signal: 2 }, None, 2, interrupted);
 }
 

@@ -166,7 +166,7 @@ fn conservation(totals: &Totals, planned: &[Vec<u64>], scenario: &Scenario, circ
     };
     check(
         "V1",
-        "every arrival of the plan ended in one outcome",
+        "arrivals that ended in one outcome, of the plan's",
         value,
         "all",
         verdict,
@@ -186,7 +186,7 @@ struct Lateness {
 
 const SENDING: Lateness = Lateness {
     id: "V2",
-    what: "requests were sent when they were due (lag against response time)",
+    what: "lag at the send, against the response time",
     own: Kind::GenLag,
     of_closed: None,
     advice: "ask for fewer requests a second, give it cores of its own (`taskset`) with `--spin always`, or more workers (`-t`)",
@@ -194,7 +194,7 @@ const SENDING: Lateness = Lateness {
 
 const RECEIVING: Lateness = Lateness {
     id: "V7",
-    what: "answers were read when they came (lag against response time)",
+    what: "lag at the receive, against the response time",
     own: Kind::RxLag,
     of_closed: Some(Mark::Warn),
     advice: "ask for fewer requests a second, or give it more workers (`-t`) on cores of their own (`taskset`)",
@@ -268,7 +268,7 @@ fn in_time(totals: &Totals, scenario: &Scenario) -> Check {
     }
     check(
         "V3",
-        "requests were taken up within their phase",
+        "arrivals that were taken up within their phase",
         value,
         "at least 99.9%",
         invalid_if(invalid),
@@ -286,14 +286,7 @@ fn busy(totals: &Totals) -> Check {
     });
     let verdict = if share >= BUSY_INVALID { Mark::Invalid } else { warn_if(share >= BUSY_WARN) };
     let advice = "ask for fewer requests a second, or give it more workers (`-t`)";
-    check(
-        "V4",
-        "workers had time to spare in their busiest second",
-        value,
-        "80% busy; invalid from 95%",
-        verdict,
-        advice,
-    )
+    check("V4", "busy share of a worker's busiest second", value, "80% busy; invalid from 95%", verdict, advice)
 }
 
 /// V5.
@@ -303,7 +296,7 @@ fn gaps(totals: &Totals) -> Check {
     let share = shares.fold(0.0, f64::max);
     check(
         "V5",
-        "workers' loops came round without gaps of more than 10 ms",
+        "gaps of more than 10 ms in the workers' loops",
         format!("{} {}, {} of a worker's time", count(gaps), if gaps == 1 { "gap" } else { "gaps" }, rounded(share)),
         "no gap; invalid over 0.1% of the time",
         if share > GAP_SHARE { Mark::Invalid } else { warn_if(gaps > 0) },
@@ -316,7 +309,7 @@ fn cores(machine: &Machine) -> Check {
     let Machine { steal_share: stolen, core_wait_share: waited, .. } = *machine;
     check(
         "V6",
-        "workers had their cores when they wanted them",
+        "time that workers waited for a core",
         format!(
             "{} stolen by the hypervisor; a worker waited {} of the time; {} involuntary switches",
             rounded(stolen),
@@ -353,7 +346,7 @@ fn resources(totals: &Totals, scenario: &Scenario) -> Check {
     let is_short = files + ports + unopened > 0;
     check(
         "V8",
-        "no request lacked a file, a port or a code, no connection was kept from opening by this machine",
+        "what lacked a file, a port or a code here",
         format!(
             "{} lacked a file, {} a port, {} a code; {} not opened",
             count(files),
@@ -389,7 +382,7 @@ fn connections(totals: &Totals, scenario: &Scenario) -> Check {
     }
     check(
         "V9",
-        "connections that were asked for were opened",
+        "connections that opened, of those that were asked for",
         if missing.is_empty() { count(all) } else { missing.join(", ") },
         "all",
         warn_if(!missing.is_empty()),
@@ -418,7 +411,7 @@ fn course(totals: &Totals, scenario: &Scenario, events: &[Happened]) -> Check {
     };
     check(
         "V10",
-        "the real course of arrivals and events was the planned one",
+        "distance of the real course of arrivals and events from the planned one",
         value,
         "distance under 0.02; events late by 100 ms, or 10% of their length",
         invalid_if(is_far || late_event.is_some()),
@@ -473,7 +466,7 @@ fn impossible_answers(totals: &Totals, scenario: &Scenario) -> Check {
     let none_right = all.scheduled > 0 && all.of(Outcome::Ok) == 0;
     check(
         "V11",
-        "answers were right, no redirect led to another link's target, all were HTTP/1.1",
+        "answers that cannot be right",
         if none_right {
             "no answer was right: percentiles are of nothing".to_owned()
         } else {
@@ -496,7 +489,7 @@ fn competition(machine: &Machine, same_host: bool) -> Check {
     let place = if same_host { "target on this machine" } else { "target elsewhere" };
     check(
         "V14",
-        "generator and server do not compete for cores",
+        "CPU time that everything on this machine used",
         format!("{} of all CPU time used, {place}", rounded(machine.cpu_share)),
         "90% when both are on one machine",
         warn_if(same_host && machine.cpu_share > CPU_WARN),
@@ -513,7 +506,7 @@ fn build_and_clock(machine: &Machine) -> Check {
     let saving = machine.governor.is_some() && governor != "performance";
     check(
         "V15",
-        "build, clock and frequency are fit for measuring",
+        "build, clock and frequency",
         format!("{build}, clock source {clock}, governor {governor}"),
         "release build, clock source tsc or arch_sys_counter, governor performance",
         if machine.debug_build { Mark::Invalid } else { warn_if(slow_clock || saving) },

@@ -1,6 +1,7 @@
 //! `http` and `run`: from what was typed to a scenario that the server can answer.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -76,9 +77,13 @@ pub(super) fn read(source: &Source, changes: &Changes) -> Result<Scenario, Failu
         Some(text) => (text.to_owned(), PathBuf::from(".")),
         None => {
             let known = presets::ALL.iter().map(|(preset, _)| *preset).collect::<Vec<_>>().join(", ");
-            let text = fs::read_to_string(path)
-                .with_context(|| format!("{name} is neither a file nor a scenario that loadgen has ({known})"))
-                .map_err(usage)?;
+            let text = match fs::read_to_string(path) {
+                Ok(text) => text,
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    return Err(usage(anyhow!("{name} is neither a file nor a scenario that loadgen has ({known})")));
+                }
+                Err(error) => return Err(usage(anyhow!("{name}: {error}"))),
+            };
             (text, path.parent().map(Path::to_owned).unwrap_or_default())
         }
     };

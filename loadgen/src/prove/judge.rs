@@ -75,8 +75,9 @@ pub fn judge(case: &Case, planned: u64, sum: &Sum, gen_lag: &Histogram<u64>, tru
     lines
 }
 
-/// Quantiles at which it is judged when requests were sent.
-const SENDS: [f64; 3] = [0.5, 0.9, 0.99];
+/// Quantiles at which it is judged when requests were sent. Beyond them an arrival shows how late the stub itself woke up:
+/// a worker that spins says 1 µs at p99, where the stub takes 150.
+const SENDS: [f64; 2] = [0.5, 0.9];
 
 /// How late the generator says that requests left, against how late they arrived: a generator that is later than it says
 /// bills its own lateness to the server. The stub is woken for each, and that as late as the generator is.

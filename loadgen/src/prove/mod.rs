@@ -17,7 +17,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Context;
 
 use crate::campaign;
-use crate::engine::{Defect, Job, Spin};
+use crate::engine::{self, Defect, Job, Spin};
 use crate::plan::arrivals;
 use crate::scenario::change::Changes;
 use crate::scenario::load;
@@ -146,7 +146,8 @@ fn attempt(case: &Case, defect: Option<Defect>) -> anyhow::Result<Vec<Line>> {
         workers: scenario.run.workers,
         scenario: Arc::new(scenario),
         address: stub.address(),
-        spin: Spin::Auto,
+        // The stub has a core of its own where there are two; then the worker may keep one, too, and is as exact as it can be.
+        spin: if engine::cores() > 1 { Spin::Always } else { Spin::Auto },
         key: None,
         ledger: None,
         stop: Arc::new(AtomicBool::new(false)),

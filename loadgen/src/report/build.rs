@@ -58,7 +58,7 @@ pub fn build(run: &Run<'_>) -> Report {
         reason: match ended {
             Ended::AsPlanned => None,
             Ended::Failed(why) => Some(why),
-            Ended::Interrupted { signal } => Some(format!("by signal {signal}")),
+            Ended::Interrupted { signal } => Some(format!("by {}", signal_name(signal))),
         },
         exit_code,
     }
@@ -74,6 +74,14 @@ fn ended(run: &Run<'_>) -> Ended {
     match (&run.ended, missing) {
         (Ended::AsPlanned, Some(missing)) => Ended::Failed(missing),
         (ended, _) => ended.clone(),
+    }
+}
+
+fn signal_name(signal: u8) -> String {
+    match signal {
+        2 => "Ctrl-C (SIGINT)".to_owned(),
+        15 => "SIGTERM".to_owned(),
+        other => format!("signal {other}"),
     }
 }
 

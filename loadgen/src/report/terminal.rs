@@ -264,7 +264,7 @@ fn not_ok(out: &mut String, measured: &Measured) {
         paragraph(out, 4, &format!("errors: {}", errors.join(", ")));
     }
     if !ours.is_empty() {
-        paragraph(out, 4, &format!("not asked, by the generator's fault: {}", ours.join(", ")));
+        paragraph(out, 4, &format!("not asked: {}", ours.join(", ")));
     }
     if measured.outcomes.contains_key(Outcome::WrongStatus.name()) {
         let statuses: Vec<String> =

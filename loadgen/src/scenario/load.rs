@@ -133,7 +133,8 @@ pub fn target(url: &str) -> Result<Target, String> {
     if url.starts_with("https:") {
         return Err("https is not offered: TLS comes later; give http://HOST:PORT".to_owned());
     }
-    let wrong = || format!("{url:?} is no http://HOST:PORT");
+    // Without what may stand before the host: that can be a password.
+    let wrong = || format!("{:?} is no http://HOST:PORT", url.rsplit('@').next().unwrap_or(url));
     let authority = url.strip_prefix("http://").ok_or_else(wrong)?;
     let authority = authority.strip_suffix('/').unwrap_or(authority);
     // The colons of an IPv6 address stand in brackets (RFC 3986, 3.2.2).

@@ -440,6 +440,8 @@ fn a_class_that_is_off_leaves_its_share_to_the_rest() {
         assert_eq!(scenario.slos.len(), 1);
         assert_eq!(scenario.slos[0].scope.traffic, [0]);
     }
+    let unknown = load(&text, &set("traffic.mak", "off")).unwrap_err().to_string();
+    assert!(unknown.contains("there is no traffic \"mak\", did you mean \"make\"?"), "{unknown}");
     let error = load(&text, &set("traffic.a", "off")).map(|scenario| scenario.phases[0].mix.clone());
     assert_eq!(error, Ok(vec![(1, 0.5), (2, 0.5)]));
 }

@@ -46,8 +46,13 @@ impl<'a> Classes<'a> {
             }
             Ok(all)
         });
+        // Only that they are off is said of them: by `--set`, and with a slip of the pen.
+        let mut unknown = Vec::new();
         for (name, value) in all.unwrap_or_default() {
             match check_name(name).and_then(|()| value.table()) {
+                Ok(table) if table.get("request").is_none() && table.get("off").is_some() => {
+                    unknown.push((name, value))
+                }
                 Ok(table) if table.read("off", problems, Value::flag) == Some(true) => {
                     classes.off.push(name.to_owned())
                 }
@@ -57,6 +62,9 @@ impl<'a> Classes<'a> {
                 }
                 Err(what) => problems.add(value.offset, &value.path, what),
             }
+        }
+        for (name, value) in unknown {
+            problems.add(value.offset, &value.path, unknown_name(name, &classes.names, "traffic"));
         }
         // Whoever reads the codes of a class that is left out has nothing to read, and so on.
         while let Some(index) = classes
