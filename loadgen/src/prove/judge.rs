@@ -221,7 +221,7 @@ fn percent(q: f64) -> f64 {
 mod tests {
     use hdrhistogram::Histogram;
 
-    use super::{Line, Verdict, account, formula, percentiles, sends};
+    use super::{Line, SENDS, Verdict, account, formula, percentiles, sends};
     use crate::measure::Outcome;
     use crate::measure::percentile::Distribution;
     use crate::measure::totals::Sum;
