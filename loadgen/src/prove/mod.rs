@@ -53,11 +53,14 @@ const PLANTS: [(Defect, &str, &str); 3] = [
 pub fn run(proof: &Proof, say: &mut dyn FnMut(&str)) -> anyhow::Result<Verdict> {
     let cases = cases(proof.short);
     let only = proof.only.as_deref().map(|name| find(&cases, name)).transpose()?;
+    // The stub has a core of its own where there are two. Then the worker may keep one as well, and is as exact as it can
+    // be; the short proof runs beside other tests.
+    let spin = if !proof.short && engine::cores() > 1 { Spin::Always } else { Spin::Auto };
     let mut worst = Verdict::True;
     if proof.plant.is_none() {
         for case in &cases {
             if only.is_none_or(|only| only.name == case.name) {
-                worst = worst.max(is_true(case, say)?);
+                worst = worst.max(is_true(case, spin, say)?);
             }
         }
     }
@@ -65,7 +68,7 @@ pub fn run(proof: &Proof, say: &mut dyn FnMut(&str)) -> anyhow::Result<Verdict> 
         let wanted = proof.plant.map_or(only.is_none(), |plant| plant == defect);
         if wanted {
             let finder = only.map_or_else(|| find(&cases, finder), Ok)?;
-            worst = worst.max(is_found(finder, defect, name, say)?);
+            worst = worst.max(is_found(finder, defect, name, spin, say)?);
         }
     }
     Ok(worst)
@@ -79,11 +82,11 @@ fn find<'a>(cases: &'a [Case], name: &str) -> anyhow::Result<&'a Case> {
 }
 
 /// The best of the tries.
-fn is_true(case: &Case, say: &mut dyn FnMut(&str)) -> anyhow::Result<Verdict> {
+fn is_true(case: &Case, spin: Spin, say: &mut dyn FnMut(&str)) -> anyhow::Result<Verdict> {
     say(&format!("{}: {}", case.name, case.why));
     let mut best = Verdict::False;
     for number in 1..=TRIES {
-        let lines = attempt(case, None)?;
+        let lines = attempt(case, None, spin)?;
         for line in &lines {
             say(&show(line));
         }
@@ -99,10 +102,10 @@ fn is_true(case: &Case, say: &mut dyn FnMut(&str)) -> anyhow::Result<Verdict> {
 }
 
 /// [`Verdict::True`] when the case finds the planted defect in every try.
-fn is_found(case: &Case, defect: Defect, name: &str, say: &mut dyn FnMut(&str)) -> anyhow::Result<Verdict> {
+fn is_found(case: &Case, defect: Defect, name: &str, spin: Spin, say: &mut dyn FnMut(&str)) -> anyhow::Result<Verdict> {
     say(&format!("planted: {name}"));
     for number in 1..=TRIES {
-        let lines = attempt(case, Some(defect))?;
+        let lines = attempt(case, Some(defect), spin)?;
         let Some(line) = lines.iter().find(|line| line.verdict == Verdict::False) else {
             say(&format!("  try {number} of {TRIES}: NOT CAUGHT by {}", case.name));
             return Ok(Verdict::False);
@@ -135,7 +138,7 @@ fn show(line: &Line) -> String {
 }
 
 /// Runs a case once.
-fn attempt(case: &Case, defect: Option<Defect>) -> anyhow::Result<Vec<Line>> {
+fn attempt(case: &Case, defect: Option<Defect>, spin: Spin) -> anyhow::Result<Vec<Line>> {
     let stub = Stub::start(SocketAddr::from(([127, 0, 0, 1], 0)), case.script.clone())
         .context("the stub could not listen on 127.0.0.1")?;
     let target = format!("http://{}", stub.address());
@@ -146,8 +149,7 @@ fn attempt(case: &Case, defect: Option<Defect>) -> anyhow::Result<Vec<Line>> {
         workers: scenario.run.workers,
         scenario: Arc::new(scenario),
         address: stub.address(),
-        // The stub has a core of its own where there are two; then the worker may keep one, too, and is as exact as it can be.
-        spin: if engine::cores() > 1 { Spin::Always } else { Spin::Auto },
+        spin,
         key: None,
         ledger: None,
         stop: Arc::new(AtomicBool::new(false)),

@@ -216,8 +216,9 @@ impl<'a> Worker<'a> {
                 },
                 if self.unfinished.is_empty() { u64::MAX } else { now_ns },
                 sweep_at_ns,
+                give_up_ns,
             ];
-            let next_ns = due_ns.into_iter().min().unwrap_or(sweep_at_ns);
+            let next_ns = due_ns.into_iter().min().unwrap_or(give_up_ns);
 
             let asleep_ns = clock::now_ns();
             let busy_ns = asleep_ns - turn_ns;
