@@ -56,9 +56,13 @@ pub(super) fn check(scenario: &Scenario, common: &Common) -> Result<()> {
         }
     }
     if let Some(file) = common.json.as_ref().filter(|file| !is_stdout(file)) {
-        // Not emptied yet: if nothing comes of the run, the old one is still there.
-        let open = OpenOptions::new().append(true).create(true).open(file);
-        open.with_context(|| format!("--json {}: cannot be written", file.display()))?;
+        // Neither made nor emptied yet: nothing may come of the run.
+        if file.exists() {
+            let open = OpenOptions::new().append(true).open(file);
+            open.with_context(|| format!("--json {}: cannot be written", file.display()))?;
+        } else if file.parent().is_some_and(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+            bail!("--json {}: its folder is not there: make it first", file.display());
+        }
     }
     common.out.as_ref().map_or(Ok(()), |folder| bundle::prepare(folder))
 }
