@@ -23,9 +23,9 @@
 //! No redirect is ever followed. Nothing is measured by a clock that was read for something else.
 //!
 //! Imports point one way: `clock, units ◀ links ◀ scenario ◀ plan ◀ measure, ledger ◀ engine ◀ events, checks, slo ◀ report
-//! ◀ client, seed, probe, calibrate, stub, prove, verify ◀ cli ◀ main`.
+//! ◀ client, seed, probe, stub, verify ◀ campaign ◀ calibrate, prove ◀ cli ◀ main`.
 //!
-//! The modules in the order in which a run uses them:
+//! The modules: of a run, of what goes before it and after it, and the ground floor.
 
 pub mod checks;
 pub mod engine;

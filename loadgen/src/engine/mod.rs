@@ -178,7 +178,7 @@ pub fn cores() -> usize {
 }
 
 /// A connection is an open file: as many as we may have.
-fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     // Where it cannot be raised, V8 tells when it was too low.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });

@@ -22,10 +22,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::Socket;
 
 use crate::clock;
+use crate::engine;
 use script::Script;
 use server::Server;
 use truth::Truth;
@@ -45,7 +45,7 @@ impl Stub {
     /// # Errors
     /// The address cannot be listened on.
     pub fn start(listen: SocketAddr, script: Script) -> io::Result<Self> {
-        raise_open_files();
+        engine::raise_file_limit();
         let listener = server::listen(listen)?;
         let address = address_of(&listener)?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -97,7 +97,7 @@ pub fn serve(
     stop: &AtomicBool,
     on_listening: impl FnOnce(SocketAddr),
 ) -> io::Result<Truth> {
-    raise_open_files();
+    engine::raise_file_limit();
     let listener = server::listen(listen)?;
     on_listening(address_of(&listener)?);
     Server::new(listener, script, &AtomicU64::new(0))?.run(stop)
@@ -105,13 +105,4 @@ pub fn serve(
 
 fn address_of(listener: &Socket) -> io::Result<SocketAddr> {
     listener.local_addr()?.as_socket().ok_or_else(|| io::Error::other("the stub's socket has no internet address"))
-}
-
-/// Each connection is a file, and most systems begin with 1,024.
-fn raise_open_files() {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current != maximum {
-        // Refused, the old limit holds, and the error comes when it is reached.
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-    }
 }
