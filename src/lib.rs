@@ -51,6 +51,7 @@ pub mod codes;
 pub mod guard;
 pub mod links;
 pub mod redis;
+pub mod stats;
 pub mod store;
 pub mod table;
 

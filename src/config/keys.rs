@@ -55,7 +55,7 @@ const ANY: Kind = Kind::Duration { min: Duration::ZERO };
 const AT_LEAST_1MS: Kind = Kind::Duration { min: Duration::from_millis(1) };
 
 /// In the order in which they are printed: TOML wants those without a section first.
-pub const KEYS: [Key; 68] = [
+pub const KEYS: [Key; 88] = [
     key("base_url", Kind::Text, r#""""#, "what short URLs begin with; \"\" = http:// and the first listener"),
     key("data", Kind::Text, r#""./waypost-data""#, "folder of the store, the spool and admin.key"),
     key("admin_key", Kind::Secret, r#""""#, "an admin key of its own, 20 bytes or more; from the environment alone"),
@@ -244,6 +244,60 @@ pub const KEYS: [Key; 68] = [
         "what happens to targets on look-alike hosts",
     ),
     key("proxies.trusted", Kind::List, "[]", "addresses and CIDRs of proxies whose forwarding headers are believed"),
+    key(
+        "spool.ring",
+        Kind::Text,
+        r#""""#,
+        "folder of the rings, a tmpfs that outlives the process; \"\" = systemd's runtime directory, else /dev/shm",
+    ),
+    key("spool.ring_size", Kind::Size, r#""4MiB""#, "memory of each core's ring of visits"),
+    key("spool.dir", Kind::Text, r#""""#, "folder of the log of visits; \"\" = spool in data"),
+    key("spool.segment", Kind::Size, r#""8MiB""#, "a file of the log"),
+    key("spool.sync", AT_LEAST_1MS, r#""200ms""#, "how often the log is synced: what a loss of power may cost"),
+    key(
+        "spool.max_bytes",
+        Kind::Size,
+        r#""8GiB""#,
+        "the log's limit, and never more than a fifth of the free disk; then the oldest visits are given up",
+    ),
+    key("spool.keep", ANY, r#""15min""#, "how long stored visits stay in the log, to fill the hole of a failover"),
+    key("spool.keep_bytes", Kind::Size, r#""1GiB""#, "at most this much of them"),
+    key("visits.keep", AT_LEAST_1MS, r#""90d""#, "how long single visits are kept; totals stay"),
+    key("visits.raw", Kind::Flag, "true", "whether single visits are kept, or totals alone"),
+    key("visits.sinks", Kind::List, r#"["store"]"#, "where visits go; [] = they are only counted by the process"),
+    key(
+        "visits.request_id_header",
+        Kind::Text,
+        r#""X-Request-Id""#,
+        "header with a request's id, of trusted proxies alone; \"\" = none",
+    ),
+    key(
+        "visits.bots",
+        Kind::OneOf(&["separate", "count", "drop"]),
+        r#""separate""#,
+        "visits of declared bots stand beside the clicks, are clicks, or are not stored",
+    ),
+    key("visits.bot_list", Kind::Text, r#""""#, "file of more patterns of bots, one a line; \"\" = none"),
+    key(
+        "visits.agents_per_day",
+        Kind::Count { min: 100, max: 10_000_000 },
+        "100000",
+        "agents, and referrers, that are new in a day; past it their family, or host, is kept",
+    ),
+    key("stats.public", Kind::Flag, "false", "anybody may read the stats of a link"),
+    key(
+        "privacy.address",
+        Kind::OneOf(&["truncated", "full", "none"]),
+        r#""truncated""#,
+        "what is kept of a visitor's address; truncated: without the last octet, or the last 80 bits",
+    ),
+    key(
+        "privacy.visitor",
+        Kind::OneOf(&["deployment", "daily"]),
+        r#""deployment""#,
+        "the key that tells visitors apart: one for ever, or a new one each day, and ranges add up days",
+    ),
+    key("privacy.honour_dnt", Kind::Flag, "false", "of visitors who send DNT or Sec-GPC nothing but the click is kept"),
     key("log.format", Kind::OneOf(&["json", "text"]), r#""json""#, "how a line of the log is written"),
     key(
         "log.level",
@@ -259,6 +313,12 @@ pub const KEYS: [Key; 68] = [
         "after SIGTERM, /readyz says 503 and connections are still accepted for this time",
     ),
     key("shutdown.grace", ANY, r#""10s""#, "after that, what is in flight has this time to end"),
+    key(
+        "shutdown.flush",
+        ANY,
+        r#""5s""#,
+        "then, what is pending of visits is stored for this long, if the store answers",
+    ),
 ];
 
 const fn key(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Key {

@@ -62,6 +62,10 @@ pub struct Config {
     pub limits: Limits,
     pub targets: Targets,
     pub proxies: Proxies,
+    pub spool: Spool,
+    pub visits: Visits,
+    pub stats: Stats,
+    pub privacy: Privacy,
     pub log: Log,
     pub shutdown: Shutdown,
 }
@@ -285,6 +289,92 @@ pub struct Proxies {
     pub trusted: Vec<IpNet>,
 }
 
+/// Visits between their redirect and the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spool {
+    /// Folder of the rings, a tmpfs that outlives the process; none (default) = systemd's runtime directory, else
+    /// `/dev/shm`.
+    pub ring: Option<PathBuf>,
+    /// Bytes of each core's ring, 256 KiB to 1 GiB; 4 MiB by default.
+    pub ring_size: u64,
+    /// Folder of the log; none (default) = `spool` in [`Config::data`].
+    pub dir: Option<PathBuf>,
+    /// Bytes of a segment of the log, 1 MiB to 1 GiB; 8 MiB by default.
+    pub segment: u64,
+    /// How often the log is synced, and so what a loss of power may cost; 200 ms by default.
+    pub sync: Duration,
+    /// Bytes of the log, and never more than a fifth of the free disk; 8 GiB by default. Then visits are given up.
+    pub max_bytes: u64,
+    /// How long what is stored stays in the log, to fill the hole that a failover leaves; 15 min by default.
+    pub keep: Duration,
+    /// At most this many bytes of it; 1 GiB by default.
+    pub keep_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Visits {
+    /// How long single visits are kept; totals stay. 90 d by default.
+    pub keep: Duration,
+    /// Whether single visits are kept at all, or totals alone; true by default.
+    pub raw: bool,
+    /// Whether visits are recorded and stored (`sinks = ["store"]`, the default), or only counted by the process (`[]`).
+    pub recorded: bool,
+    /// The header with a request's id, taken from trusted peers alone; `X-Request-Id` by default, none = no ids.
+    pub request_id_header: Option<http::HeaderName>,
+    /// Separate by default.
+    pub bots: Bots,
+    /// File of more patterns of bots, a regular expression a line; none by default. It is not read here.
+    pub bot_list: Option<PathBuf>,
+    /// Agents, and referrers, that are new in a day, 100 to 10,000,000; 100,000 by default. Of what is past it only the
+    /// family, or the host, is kept.
+    pub agents_per_day: usize,
+}
+
+/// What becomes of visits of declared bots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bots {
+    /// They stand beside the clicks.
+    Separate,
+    /// They are clicks.
+    Count,
+    /// They are not stored.
+    Drop,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stats {
+    /// Anybody may read them; false by default.
+    pub public: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Privacy {
+    /// Truncated by default.
+    pub address: KeptAddress,
+    /// Deployment by default.
+    pub visitor: VisitorKey,
+    /// Of those who send `DNT: 1` or `Sec-GPC: 1` nothing but the click is kept; false by default.
+    pub honour_dnt: bool,
+}
+
+/// What is kept of a visitor's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeptAddress {
+    /// Without the last octet, or the last 80 bits.
+    Truncated,
+    Full,
+    Nothing,
+}
+
+/// Which key tells visitors apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VisitorKey {
+    /// One for ever: visitors of several days are true unions.
+    Deployment,
+    /// A new one each day (UTC), the old one is forgotten: days are added up.
+    Daily,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
     /// JSON by default.
@@ -307,6 +397,8 @@ pub struct Shutdown {
     pub drain: Duration,
     /// After that, what is in flight has this time to end; 10 s by default.
     pub grace: Duration,
+    /// Then, what is pending of visits is stored for this long, if the store answers; 5 s by default.
+    pub flush: Duration,
 }
 
 /// The address of a service, which may have a password in it; what is shown has none.

@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::domain::key::{Code, Key};
 use crate::domain::time::Stamp;
-use crate::domain::visit::{Kind, Visit};
+use crate::domain::visit::{Kind, Of, Visit};
 use crate::guard::address::{Decided, Trusted};
 use crate::metrics::{Counter, LocalHistogram, SharedHistogram};
 use crate::resolve::ask::Looked;
@@ -203,11 +203,11 @@ impl Front {
             }
             Resolution::Unavailable => unavailable(&parts.headers),
             Resolution::Missing => {
-                self.recorder().orphan();
+                self.counts.visits.orphan.add(1);
                 missing(&self.shared.site, domain, &parts.headers)
             }
             Resolution::Gone(instead) => {
-                self.recorder().orphan();
+                self.counts.visits.orphan.add(1);
                 gone(&self.shared.site, domain, instead.map(crate::resolve::header_value), &parts.headers)
             }
         };
@@ -226,7 +226,15 @@ impl Front {
 
     fn record(&self, ready: &Ready, kind: Kind, headers: &HeaderMap, via: Via, at: Stamp) {
         let client = via.peer.client(headers, &self.shared.trusted);
-        self.recorder().record(&Visit { link: ready.link, at: at.millis(), kind, client });
+        self.recorder().record(&Visit {
+            of: Of::Link(ready.link, kind),
+            at: at.millis(),
+            client,
+            agent: b"",
+            referrer: b"",
+            request_id: b"",
+            not_tracked: false,
+        });
     }
 
     fn recorder(&self) -> Recorder<'_> {

@@ -8,13 +8,17 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::text::{address, base_url, header, host, host_and_port, net, path, peers, prefix, scheme, size, target};
+use super::text::{
+    address, base_url, header, header_name, host, host_and_port, net, path, peers, prefix, scheme, sink, size,
+    size_within, target,
+};
 use super::{DOMAINS_MAX, Entry, Error, Given, Raw, Source, from_toml, must_be};
 use crate::codes::{Alphabet, Strategy};
 use crate::config::keys::{self, Key, Kind};
 use crate::config::{
-    Api, Breaker, Cache, Codes, Config, Connections, Domain, Limits, Listen, Log, LogFormat, Metrics, Migrate, Pages,
-    Postgres, Proxies, Redirect, Redis, Secret, ServiceUrl, Shorten, Shutdown, Statements, Targets, Workers, units,
+    Api, Bots, Breaker, Cache, Codes, Config, Connections, Domain, KeptAddress, Limits, Listen, Log, LogFormat,
+    Metrics, Migrate, Pages, Postgres, Privacy, Proxies, Redirect, Redis, Secret, ServiceUrl, Shorten, Shutdown, Spool,
+    Statements, Stats, Targets, VisitorKey, Visits, Workers, units,
 };
 use crate::domain::key::Case;
 use crate::domain::link::STATUSES;
@@ -213,6 +217,23 @@ fn single(entry: &Entry) -> Result<Config, Error> {
             })?,
         },
         proxies: Proxies { trusted: entry.list("proxies.trusted", net)? },
+        spool: spool(entry)?,
+        visits: visits(entry)?,
+        stats: Stats { public: entry.flag("stats.public")? },
+        privacy: Privacy {
+            address: entry.one_of("privacy.address", |name| match name {
+                "truncated" => Some(KeptAddress::Truncated),
+                "full" => Some(KeptAddress::Full),
+                "none" => Some(KeptAddress::Nothing),
+                _ => None,
+            })?,
+            visitor: entry.one_of("privacy.visitor", |name| match name {
+                "deployment" => Some(VisitorKey::Deployment),
+                "daily" => Some(VisitorKey::Daily),
+                _ => None,
+            })?,
+            honour_dnt: entry.flag("privacy.honour_dnt")?,
+        },
         log: Log {
             format: entry.one_of("log.format", |name| match name {
                 "json" => Some(LogFormat::Json),
@@ -222,7 +243,41 @@ fn single(entry: &Entry) -> Result<Config, Error> {
             level: entry.one_of("log.level", |name| name.parse().ok())?,
             access: entry.flag("log.access")?,
         },
-        shutdown: Shutdown { drain: entry.duration("shutdown.drain")?, grace: entry.duration("shutdown.grace")? },
+        shutdown: Shutdown {
+            drain: entry.duration("shutdown.drain")?,
+            grace: entry.duration("shutdown.grace")?,
+            flush: entry.duration("shutdown.flush")?,
+        },
+    })
+}
+
+fn spool(entry: &Entry) -> Result<Spool, Error> {
+    Ok(Spool {
+        ring: entry.optional("spool.ring", path)?,
+        ring_size: entry.text("spool.ring_size", |text| size_within(text, 256 << 10, 1 << 30))?,
+        dir: entry.optional("spool.dir", path)?,
+        segment: entry.text("spool.segment", |text| size_within(text, 1 << 20, 1 << 30))?,
+        sync: entry.duration("spool.sync")?,
+        max_bytes: entry.text("spool.max_bytes", size)?,
+        keep: entry.duration("spool.keep")?,
+        keep_bytes: entry.text("spool.keep_bytes", size)?,
+    })
+}
+
+fn visits(entry: &Entry) -> Result<Visits, Error> {
+    Ok(Visits {
+        keep: entry.duration("visits.keep")?,
+        raw: entry.flag("visits.raw")?,
+        recorded: !entry.list("visits.sinks", sink)?.is_empty(),
+        request_id_header: entry.optional("visits.request_id_header", header_name)?,
+        bots: entry.one_of("visits.bots", |name| match name {
+            "separate" => Some(Bots::Separate),
+            "count" => Some(Bots::Count),
+            "drop" => Some(Bots::Drop),
+            _ => None,
+        })?,
+        bot_list: entry.optional("visits.bot_list", path)?,
+        agents_per_day: entry.count("visits.agents_per_day")?,
     })
 }
 

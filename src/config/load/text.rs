@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use url::Url;
 
@@ -31,6 +31,21 @@ pub(super) fn prefix(text: &str) -> Result<String, String> {
 
 pub(super) fn size(text: &str) -> Result<u64, String> {
     units::size(text).map_err(|error| error.to_string())
+}
+
+pub(super) fn size_within(text: &str, min: u64, max: u64) -> Result<u64, String> {
+    let size = size(text)?;
+    let fits = (min..=max).contains(&size).then_some(size);
+    fits.ok_or_else(|| format!("must be from {}KiB to {}MiB, not {text:?}", min >> 10, max >> 20))
+}
+
+/// Where visits go.
+pub(super) fn sink(text: &str) -> Result<(), String> {
+    if text == "store" { Ok(()) } else { Err(format!("must be [\"store\"], or [] for none, not {text:?}")) }
+}
+
+pub(super) fn header_name(text: &str) -> Result<HeaderName, String> {
+    text.parse().map_err(|_| format!("must be the name of a header, such as \"X-Request-Id\", not {text:?}"))
 }
 
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {

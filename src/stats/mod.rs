@@ -1,0 +1,8 @@
+//! Stats: what became of the visits of a link.
+//!
+//! In: rollups, which the writer keeps in the same transaction as the visits. Out: the stats document.
+//! Never: reads single visits: a link with a hundred million of them answers as fast as one with ten thousand.
+
+pub mod query;
+pub mod rollup;
+pub mod sketch;

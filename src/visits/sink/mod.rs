@@ -1,0 +1,95 @@
+//! Sinks: where batches go. Links and visits are always in the same kind of store.
+//!
+//! In: a [`Batch`]. Out: it is stored whole, with its positions, or not at all, and the writer knows which of the two, or
+//! that it must ask.
+//! Never: tries again by itself; decides what a batch holds.
+//! At its limit: every call ends within its time-out, as [`Failure::Away`] or [`Failure::Unknown`].
+
+pub mod postgres;
+pub mod sqlite;
+
+use super::Drops;
+use super::batch::Batch;
+use super::spool::{Epoch, Source};
+use crate::domain::time::UnixMillis;
+
+/// Why a batch was not stored, as far as is known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Nothing was stored. It may work later.
+    #[error("the store is not available: {0}")]
+    Away(String),
+    /// It may have been stored: ask for the positions.
+    #[error("whether the store has it is not known: {0}")]
+    Unknown(String),
+    /// A position was not where the batch begins. Nothing was stored.
+    #[error("a position has moved")]
+    Moved,
+    /// The store refuses a row's data (SQLSTATE class 22 or 23). Nothing was stored.
+    #[error("the store refuses a row: {0}")]
+    Refused(String),
+    /// It will not work by itself. Nothing was stored.
+    #[error("the store failed: {0}")]
+    Broken(String),
+}
+
+/// What the store has of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    pub source: Source,
+    /// The number of the next record that it wants.
+    pub next: u64,
+    /// Visits of a link that it stored.
+    pub stored: u64,
+    pub drops: Drops,
+}
+
+/// Sums over the epochs of an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    pub instance: String,
+    pub answered: u64,
+    pub stored: u64,
+    pub drops: Drops,
+    /// When it was last heard of.
+    pub at: UnixMillis,
+}
+
+#[derive(Debug)]
+pub enum Sink {
+    Sqlite(sqlite::Sqlite),
+    Postgres(postgres::Postgres),
+}
+
+impl Sink {
+    /// The positions of all sources of `epochs`; a source that the store does not know is at 0.
+    pub async fn positions(&mut self, epochs: &[Epoch]) -> Result<Vec<Position>, Failure> {
+        match self {
+            Self::Sqlite(sink) => sink.positions(epochs).await,
+            Self::Postgres(sink) => sink.positions(epochs).await,
+        }
+    }
+
+    pub async fn store(&mut self, batch: &Batch) -> Result<(), Failure> {
+        match self {
+            Self::Sqlite(sink) => sink.store(batch).await,
+            Self::Postgres(sink) => sink.store(batch).await,
+        }
+    }
+
+    /// What has to be done from time to time: partitions ahead, what is too old goes.
+    pub async fn housekeep(&mut self, now: UnixMillis) -> Result<(), Failure> {
+        match self {
+            Self::Sqlite(sink) => sink.housekeep(now).await,
+            Self::Postgres(sink) => sink.housekeep(now).await,
+        }
+    }
+}
+
+/// What every sink is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This instance's name, which its positions carry.
+    pub instance: String,
+    pub keep: std::time::Duration,
+}
