@@ -169,10 +169,9 @@ impl Referrers {
 fn host(text: &str) -> String {
     let parsed = Url::parse(text).ok();
     let host = parsed.as_ref().and_then(Url::host_str).unwrap_or(text).to_lowercase();
-    match host.strip_prefix("www.") {
-        Some(rest) if !rest.is_empty() => rest.to_owned(),
-        _ => short(host, TEXT_BYTES_MAX),
-    }
+    let bare = host.strip_prefix("www.").filter(|rest| !rest.is_empty()).unwrap_or(&host);
+    // Some letters are longer in lower case.
+    short(bare.to_owned(), TEXT_BYTES_MAX)
 }
 
 fn id(text: &str) -> i64 {

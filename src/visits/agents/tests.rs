@@ -1,5 +1,6 @@
 //! Real agents and referrers, and what they are.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 
@@ -395,5 +396,139 @@ fn tools() {
     ] {
         let agent = agents.look_up(text.as_bytes(), 0);
         assert_eq!((agent.class, agent.browser.as_str()), (Class::Tool, name), "{text}");
+    }
+}
+
+#[test]
+fn what_is_kept_of_a_text() {
+    let long = format!("Mozilla/5.0 (compatible) {}", "é".repeat(400));
+    for (text, want) in [
+        (b"".as_slice(), String::new()),
+        (b"a b", "a b".into()),
+        (b"a\0b \xff", "a\u{fffd}b \u{fffd}".into()),
+        (long.as_bytes(), long.chars().take(25 + 243).collect()),
+    ] {
+        let agent = agents(1).look_up(text, 0);
+        assert_eq!(agent.text, want);
+        assert_eq!((agent.id, agent.id == 0), (id(&want), text.is_empty()));
+    }
+    // The same on every instance and in every version: the store has them.
+    assert_eq!(id("curl/8.5.0"), i64::from_str_radix("7d1d539047ef019", 16).unwrap());
+}
+
+#[test]
+fn past_the_bound_of_a_day_families_are_kept() {
+    let mut agents = agents(1);
+    assert_eq!(agents.look_up(CHROME.as_bytes(), 5).text, CHROME);
+    let other = CHROME.replace("138", "137");
+    let folded = agents.look_up(other.as_bytes(), 5);
+    assert_eq!(folded.text, "(click, Chrome, Windows, desktop)");
+    assert_eq!((folded.id, folded.class, folded.browser.as_str()), (id(&folded.text), Class::Click, "Chrome"));
+    assert_eq!(agents.look_up(CHROME.as_bytes(), 5).text, CHROME, "not new");
+    assert_eq!(agents.look_up(b"", 5).id, 0, "no text");
+    assert_eq!(agents.look_up(CHROME.replace("138", "136").as_bytes(), 6).text, CHROME.replace("138", "136"));
+    for number in 0..FOLDED_PER_DAY_MAX {
+        let name = format!("invented{number}");
+        assert_eq!(agents.look_up(name.as_bytes(), 6).text, format!("(tool, {name}, , other)"));
+    }
+    let rest = agents.look_up(b"one-more", 6);
+    assert_eq!((rest.text.as_str(), rest.class, rest.browser.as_str()), ("(tool, other)", Class::Tool, ""));
+}
+
+#[test]
+fn referrers() {
+    let mut referrers = Referrers::new(1_000);
+    for (text, host) in [
+        ("", ""),
+        ("https://www.Example.org/a?b=c#d", "example.org"),
+        ("http://user:secret@example.org:8080/", "example.org"),
+        ("https://www.", "www."),
+        ("https://b\u{fc}cher.example/", "xn--bcher-kva.example"),
+        ("http://[2001:db8::1]/", "[2001:db8::1]"),
+        ("android-app://com.Example.Mail/", "com.example.mail"),
+        ("about:blank", "about:blank"),
+        ("Example", "example"),
+    ] {
+        let referrer = referrers.look_up(text.as_bytes(), 0);
+        assert_eq!((referrer.text.as_str(), referrer.host.as_str(), referrer.id), (text, host, id(text)));
+    }
+}
+
+#[test]
+fn past_the_bound_of_a_day_hosts_are_kept() {
+    let mut referrers = Referrers::new(1);
+    let mut check = |text: &str, day, want: (&str, &str)| {
+        let referrer = referrers.look_up(text.as_bytes(), day);
+        assert_eq!((referrer.text.as_str(), referrer.host.as_str(), referrer.id), (want.0, want.1, id(want.0)));
+    };
+    check("https://a.example/1", 0, ("https://a.example/1", "a.example"));
+    check("https://a.example/2", 0, ("a.example", "a.example"));
+    for number in 1..FOLDED_PER_DAY_MAX {
+        let host = format!("{number}.example");
+        check(&format!("https://{host}/"), 0, (&host, &host));
+    }
+    check("https://one-more.example/", 0, (OTHER, OTHER));
+    check("https://a.example/3", 0, ("a.example", "a.example"));
+    check("https://a.example/4", 1, ("https://a.example/4", "a.example"));
+}
+
+#[test]
+fn a_list_of_more_bots() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bots");
+    let open = |text: &[u8]| {
+        fs::write(&path, text).unwrap();
+        BotList::open(&path).map_err(|error| error.to_string().replace(&path.display().to_string(), "FILE"))
+    };
+    let list = open(b"# ours\n\n  ^OurProbe/ \r\nChrome/999\n").unwrap();
+    let mut agents = Agents::new(list, 10);
+    let mut class = |text: &str| agents.look_up(text.as_bytes(), 0).class;
+    assert_eq!(class("OurProbe/3 (a b)"), Class::Bot);
+    assert_eq!(class(&CHROME.replace("138", "999")), Class::Bot);
+    assert_eq!(class(CHROME), Class::Click);
+
+    assert_eq!(open(b""), Ok(BotList::default()));
+    let refused = |text: &[u8]| open(text).unwrap_err();
+    assert_eq!(
+        refused(b"fine\n(unclosed\n"),
+        "visits.bot_list: FILE, line 2: not a regular expression: unclosed group"
+    );
+    assert_eq!(
+        refused(b"#\n#\na(?!b)"),
+        "visits.bot_list: FILE, line 3: not a regular expression: look-around, including look-ahead and look-behind, is not supported"
+    );
+    assert_eq!(
+        refused(&b"a\n".repeat(600_000)),
+        "visits.bot_list: FILE has more than 1048576 bytes: leave patterns out"
+    );
+    assert!(refused(b"\xff").starts_with("visits.bot_list: FILE cannot be read: "));
+    assert!(matches!(BotList::open(Path::new("/nowhere/bots")), Err(BotListError::Read { .. })));
+}
+
+thread_local! {
+    /// What takes long is compiled once for all cases.
+    static COMPILED: Cell<Option<Agents>> = Cell::new(Some(agents(0)));
+}
+
+proptest! {
+
+    /// What a store gets fits it, whatever a client sends.
+    #[test]
+    fn any_bytes(texts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..700), 1..20), per_day in 0_usize..10) {
+        let mut agents = COMPILED.take().unwrap_or_else(|| agents(0));
+        (agents.cache, agents.bound) = (Cache::default(), DailyBound::new(per_day, 3));
+        let mut referrers = Referrers::new(per_day);
+        for text in texts.iter().chain(&texts) {
+            let agent = agents.look_up(text, 0);
+            prop_assert_eq!(&agent, &agents.look_up(text, 0));
+            let referrer = referrers.look_up(text, 0);
+            for (id, text) in [(agent.id, &agent.text), (referrer.id, &referrer.text)] {
+                prop_assert!(text.len() <= TEXT_BYTES_MAX && !text.contains('\0'));
+                prop_assert_eq!((id == 0, id >= 0), (text.is_empty(), true));
+            }
+            prop_assert!(agent.browser.len() <= NAME_BYTES_MAX && agent.os.len() <= NAME_BYTES_MAX);
+            prop_assert!(referrer.host.len() <= TEXT_BYTES_MAX && !referrer.host.contains('\0'));
+        }
+        COMPILED.set(Some(agents));
     }
 }
