@@ -72,7 +72,8 @@
 //! | 16 | 8 | epoch |
 //! | 24 | 8 | the segment's number, also in its name |
 //! | 32 | 8 | when it was made, milliseconds since 1970 |
-//! | 40 | 24 | 0 |
+//! | 40 | 8 | the oldest segment whose unsynced blocks are repeated here, after a write or sync of it failed; 0: none |
+//! | 48 | 16 | 0 |
 //!
 //! **Block**, at a multiple of 8:
 //!
@@ -84,20 +85,24 @@
 //! | 9 | 1 | 0 |
 //! | 10 | 2 | core |
 //! | 12 | 4 | records: how many; tally: 0 |
-//! | 16 | 8 | number of the first record; tally: `appended` |
+//! | 16 | 8 | number of the first record; tally: of the next record that the log gets |
 //! | 24 | 8 | when it was written, milliseconds since 1970 |
 //! | 32 | 4 | records: bytes of the strings; tally: 0 |
 //! | 36 | 4 | records: visits of a link among them; tally: 0 |
-//! | 40 | – | records: the strings that they use and that this segment has not had yet (each: 4 bytes id, then as in the ring), then the records as they lay in the ring. Tally: `visits`, then dropped by ring_full, by spool_error, and orphans not recorded: four numbers of 8 bytes |
+//! | 40 | 8 | visits of a link among all records before that number: what a gap before it has lost is known exactly |
+//! | 48 | – | records: the strings that they use and that this segment has not had yet (each: 4 bytes id, 2 bytes length, the bytes, zeros up to a multiple of 8), then the records as they lay in the ring. Tally: dropped by ring_full, by spool_error, and orphans not recorded: three numbers of 8 bytes |
 //!
 //! Every segment begins with a tally of each core: where its numbers stand is known without reading what was before. A
 //! string that comes again with the same id replaces it. A block whose checksum is wrong ends what can be read of its
-//! segment, but for blocks behind it that are found by their checksum at a multiple of 8.
+//! segment, but for blocks behind it that are found by their checksum at a multiple of 8. Blocks may come again (see
+//! `repeats` in the header): a reader skips the numbers that it has had, and in a segment that a later one repeats it waits
+//! for that one instead of calling a hole a loss.
 //!
 //! # `lost.ndjson`
 //!
 //! One line for each segment that was given up, synced before the segment goes:
-//! `{"segment", "reason": "spool_full", "sources": [{"epoch", "core", "from", "to", "visits"}], "links": {"id": visits}}`.
+//! `{"segment", "reason": "spool_full", "sources": [{"epoch", "core", "from", "to", "before", "visits"}], "links": {"id": visits}}`;
+//! `before` counts the visits of all records before `from`. A segment that has a line here is not read, should it still be there.
 
 /// Of ring and log together.
 pub const VERSION: u32 = 1;
@@ -133,6 +138,8 @@ pub const NO_AGENT_ROOM: u8 = 1 << 3;
 pub const NOT_TRACKED: u8 = 1 << 4;
 
 pub const SEGMENT_HEADER_BYTES: usize = 64;
-pub const BLOCK_HEADER_BYTES: usize = 40;
+pub const BLOCK_HEADER_BYTES: usize = 48;
+/// What claims to be longer is no block.
+pub const BLOCK_BYTES_MAX: usize = 64 << 20;
 pub const BLOCK_RECORDS: u8 = 1;
 pub const BLOCK_TALLY: u8 = 2;

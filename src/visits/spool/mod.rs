@@ -12,13 +12,16 @@
 pub mod copy;
 pub mod format;
 pub mod intern;
+pub mod live;
 pub mod log;
+pub mod lost;
 pub mod map;
 pub mod read;
 pub mod record;
 pub mod recovery;
 pub mod retain;
 pub mod ring;
+pub mod segment;
 
 /// One start of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
