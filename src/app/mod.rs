@@ -43,6 +43,7 @@ use crate::resolve::value::StoredAsOf;
 use crate::resolve::warm::Warm;
 use crate::resolve::{Defaults, Memory, Resolver, Share};
 use crate::store::Store;
+use crate::visits::Recorder;
 use back::WarmFile;
 use opening::{Opened, Opening};
 pub use site::policy;
@@ -201,6 +202,8 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         trusted: Trusted::new(config.proxies.trusted.clone()),
         warned: false.into(),
         access_log: config.log.access,
+        request_id_header: config.visits.request_id_header.clone(),
+        honour_dnt: config.privacy.honour_dnt,
     });
     let defaults = Defaults {
         status: StatusCode::from_u16(config.redirect.status)?,
@@ -228,7 +231,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
             orders: control.add_worker(),
             front: Box::new(move || {
                 let resolver = Resolver::new(memory, Ask::new(number, lookups, answers), defaults);
-                Front::new(shared, resolver, calls, counts)
+                Front::new(shared, resolver, calls, counts, Recorder::default())
             }),
             counts: Arc::clone(&core.accept),
             limits,

@@ -15,15 +15,15 @@
 //! | 32 | 8 | size of the file |
 //! | 40 | 8 | when it was made, milliseconds since 1970 |
 //! | 64 | 8 | `head`: position behind the last record, written last by the core |
-//! | 72 | 8 | `appended`: records so far; the number of the next one |
-//! | 80 | 8 | `visits`: those of them that are visits of a link |
+//! | 72 | 8 | `visits`: records so far that are visits of a link |
+//! | 80 | 8 | orphans that were recorded; with `visits`, `appended`: the number of the next record |
 //! | 88 | 8 | visits that found the ring full |
 //! | 96 | 8 | visits that found the ring full while the log could not be written |
 //! | 104 | 8 | orphans that were not recorded |
-//! | 112 | 8 | generation of the strings in the first half, counting from 1; 0: none yet |
-//! | 120 | 8 | the same of the second half |
+//! | 112 | 8 | generation of the strings in the first half: 1, 3, 5 …; 0: none yet |
+//! | 120 | 8 | the same of the second half: 2, 4, 6 … |
 //! | 192 | 8 | `tail`: position behind the last record that the log has, written by back |
-//! | 200 | 8 | the number of the record at `tail` |
+//! | 200 | 8 | the number of the record at `tail`, written before it |
 //! | 208 | 8 | 1 while the log cannot be written, written by back |
 //! | 4096 | ring_size / 8 | strings: two halves |
 //! | then | the rest | records |
@@ -56,7 +56,8 @@
 //! | then | – | of an orphan: its code |
 //! | then | – | zeros up to a multiple of 8 |
 //!
-//! The first word (checksum, length, kind, flags) is the commit word: it is written last, and `head` after it.
+//! The first word (checksum, length, kind, flags) is the commit word: it is written last, and after it the one count that
+//! the record changes (at 72 or 80), then `head`. A kill between them leaves a record too many for the counts, never two.
 //! Flags: bits 0–1 the address (0 none, 1 IPv4, 2 IPv6 of 48 bits, 3 IPv6); bit 2 the request id is packed (32
 //! hexadecimal digits in lower case); bit 3 [`NO_AGENT_ROOM`]; bit 4 the visitor asked not to be tracked (nothing of them is in the record).
 //!
