@@ -14,7 +14,7 @@ use super::agents::{Agent, Agents, Referrers};
 use super::sink::Position;
 use super::spool::read::{Block, Tally};
 use super::spool::record::{self, Record};
-use super::spool::{Source, format};
+use super::spool::{Epoch, Source, format};
 use super::{Dropped, Drops};
 use crate::config::Bots;
 use crate::domain::link::LinkId;
@@ -275,6 +275,11 @@ impl Builder {
         self.refused.insert((source, number));
     }
 
+    /// The starts whose records or gaps were seen.
+    pub fn epochs(&self) -> impl Iterator<Item = Epoch> {
+        self.courses.keys().map(|source| source.epoch)
+    }
+
     /// Whether the store has to be told anything.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -413,7 +418,12 @@ impl Builder {
                 |id| texts.met_referrers.get(&id).map(Arc::as_ref),
             ),
             agents: texts.met_agents.values().filter(|agent| !texts.stored.contains(&agent.id)).cloned().collect(),
-            referrers: texts.met_referrers.values().filter(|one| !texts.stored_referrers.contains(&one.id)).cloned().collect(),
+            referrers: texts
+                .met_referrers
+                .values()
+                .filter(|one| !texts.stored_referrers.contains(&one.id))
+                .cloned()
+                .collect(),
             ..Batch::default()
         };
         batch.agents.sort_unstable_by_key(|agent| agent.id);

@@ -90,13 +90,17 @@ pub enum Action {
     /// Ask the store where it stands, and begin there.
     Ask,
     /// Read the log until the batch has so many rows.
-    Read { rows_max: usize },
+    Read {
+        rows_max: usize,
+    },
     /// Store the batch. If that fails it is made again.
     Send,
     /// Put the only row of the batch into the file of dead letters.
     SetAside,
     /// Wait for this moment, or the order to end.
-    Sleep { until: Instant },
+    Sleep {
+        until: Instant,
+    },
     /// Wait for something new in the log, or the order to end.
     Listen,
     Finish,
@@ -143,9 +147,7 @@ pub fn next(state: State, event: Event, at: &Moment) -> (State, Action) {
         (_, Event::Filled) => (replaying(state, state.rows_max), Action::Send),
         (_, Event::End { anything: true }) => (State { phase: Phase::Direct, ..state }, Action::Send),
         (_, Event::End { anything: false }) if at.end_by.is_some() => finish(state),
-        (_, Event::End { anything: false }) => {
-            (State { phase: Phase::Direct, failures: 0, ..state }, Action::Listen)
-        }
+        (_, Event::End { anything: false }) => (State { phase: Phase::Direct, failures: 0, ..state }, Action::Listen),
         (phase, Event::Stored) => {
             let rows_max = state.rows_max.saturating_mul(2).min(ROWS_MAX);
             let state = State { failures: 0, rows_max, ..state };
