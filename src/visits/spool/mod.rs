@@ -10,6 +10,7 @@
 //! `DATA/spool/lost.ndjson`; rings in `<spool.ring>/waypost-<epoch, 16 hexadecimal digits>/core-<n>.ring`.
 
 pub mod copy;
+pub mod disk;
 pub mod format;
 pub mod intern;
 pub mod live;

@@ -293,7 +293,8 @@ impl Reader {
         // In this order: a segment's line is written before the segment goes.
         let mut there = segments(&self.dir)?;
         let lost = lost::read(&self.dir)?;
-        there.retain(|number| *number >= from && !lost.contains_key(number));
+        let until = self.live.as_ref().map_or(u64::MAX, |live| live.written().segment);
+        there.retain(|number| (from..=until).contains(number) && !lost.contains_key(number));
         let number = there.first().copied();
         for (_, ranges) in lost.range(self.lost_from..number.unwrap_or(u64::MAX).max(self.lost_from)) {
             for range in ranges {
