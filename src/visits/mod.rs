@@ -38,6 +38,7 @@
 
 pub mod agents;
 pub mod batch;
+pub mod dead;
 pub mod sink;
 pub mod spool;
 pub mod visitor;
