@@ -41,6 +41,7 @@ pub mod batch;
 pub mod sink;
 pub mod spool;
 pub mod visitor;
+pub mod visitor_keys;
 pub mod writer;
 
 use crate::domain::visit::{Kind, Of, Visit};
