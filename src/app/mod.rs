@@ -44,6 +44,7 @@ use crate::resolve::warm::Warm;
 use crate::resolve::{Defaults, Memory, Resolver, Share};
 use crate::stats::query::Stats;
 use crate::store::Store;
+use crate::visits::Recorder;
 use back::WarmFile;
 use opening::{Opened, Opening};
 pub use site::policy;
@@ -191,6 +192,8 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         trusted: Trusted::new(config.proxies.trusted.clone()),
         warned: false.into(),
         access_log: config.log.access,
+        request_id_header: config.visits.request_id_header.clone(),
+        honour_dnt: config.privacy.honour_dnt,
     });
     let (calls, called) = mpsc::channel(call::CALLS_MAX);
     let reader =
@@ -240,7 +243,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
             orders: control.add_worker(),
             front: Box::new(move || {
                 let resolver = Resolver::new(memory, Ask::new(number, lookups, answers), defaults);
-                Front::new(shared, resolver, calls, counts)
+                Front::new(shared, resolver, calls, counts, Recorder::default())
             }),
             counts: Arc::clone(&core.accept),
             limits,

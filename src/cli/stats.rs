@@ -16,9 +16,10 @@ use super::{Common, Failure, Hosts, Outcome, block_on, print, start, table};
 use crate::domain::key::{Code, DomainId, Key};
 use crate::domain::time;
 use crate::stats::document::document;
-use crate::stats::query::{Days, Stats as Stored};
+use crate::stats::query::Stats as Stored;
 use crate::stats::range::{Range, Wanted};
 use crate::store::row::Reading;
+use crate::store::visited::Days;
 
 /// Days that are shown of all time.
 const SHOWN_MAX: usize = 31;

@@ -10,7 +10,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::query::{DayRow, Kinds, LinkRows};
 use super::range::{Interval, QUARTER_MS, Range};
 use super::rollup::{DAY_MS, Day};
 use super::sketch::{Dimension, Sketch};
@@ -19,6 +18,7 @@ use crate::domain::link::Link;
 use crate::domain::time::UnixMillis;
 use crate::domain::visit::Class;
 use crate::links::rfc3339;
+use crate::store::visited::{DayRow, Kinds, LinkRows};
 use crate::store::{Error, Result};
 
 /// Values of each kind that are shown.
@@ -147,10 +147,10 @@ mod tests {
     use crate::domain::key::{Case, Code, DomainId, Key};
     use crate::domain::link::{Fields, LinkId};
     use crate::domain::target::Target;
-    use crate::stats::query::Totals;
     use crate::stats::range::Wanted;
     use crate::stats::rollup::day;
     use crate::stats::sketch::Value as Named;
+    use crate::store::visited::Totals;
 
     fn at(text: &str) -> UnixMillis {
         UnixMillis(text.parse::<jiff::Timestamp>().unwrap().as_millisecond())

@@ -13,9 +13,9 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan, Zoned};
 use serde::Deserialize;
 
-use super::query::{DAYS_MAX, Days};
 use super::rollup::day;
 use crate::domain::time::UnixMillis;
+use crate::store::visited::{DAYS_MAX, Days};
 
 /// The most days that are shown by the hour.
 pub const HOURLY_DAYS_MAX: u16 = 92;

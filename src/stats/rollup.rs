@@ -197,3 +197,160 @@ impl Values {
         }));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{DAY_MS, Rollup, day, roll_up, totals};
+    use crate::domain::link::LinkId;
+    use crate::domain::time::{UnixMillis, monotonic};
+    use crate::domain::visit::Class;
+    use crate::stats::sketch::{Dimension, Sketch};
+    use crate::visits::agents::Agent;
+    use crate::visits::batch::{Referrer, RequestId, Row};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const BROWSERS: [&str; 4] = ["Firefox", "Chrome", "curl", "A browser of one's own"];
+
+    fn agents() -> Vec<Agent> {
+        let agent = |(id, browser): (usize, &&str)| Agent {
+            id: id as i64 + 1,
+            text: String::new(),
+            class: Class::Click,
+            browser: (*browser).to_owned(),
+            os: "Linux".to_owned(),
+            device: "desktop",
+        };
+        BROWSERS.iter().enumerate().map(agent).collect()
+    }
+
+    fn referrers(count: i64) -> Vec<Referrer> {
+        (1..=count).map(|id| Referrer { id, text: String::new(), host: format!("host{id}.example") }).collect()
+    }
+
+    fn row(link: u64, at: i64, class: Class, visitor: u64, agent: i64, referrer: i64) -> Row {
+        Row {
+            link: LinkId(link),
+            at: UnixMillis(at),
+            epoch: 1,
+            core: 0,
+            number: 0,
+            class,
+            address: None,
+            visitor: visitor << 32,
+            agent,
+            referrer,
+            request_id: RequestId::None,
+        }
+    }
+
+    fn roll_up_all(rows: &[Row]) -> Vec<Rollup> {
+        let (agents, referrers) = (agents(), referrers(10));
+        let at = |id: i64| usize::try_from(id - 1).ok();
+        roll_up(rows, |id| agents.get(at(id)?), |id| referrers.get(at(id)?))
+    }
+
+    proptest! {
+        #[test]
+        fn rollups_are_what_was_counted(
+            visits in prop::collection::vec((0..4_u64, -2 * DAY_MS..2 * DAY_MS, 0..5_usize, 0..9_u64, 0..6_i64, 0..12_i64), 0..200),
+        ) {
+            let rows: Vec<Row> = visits
+                .iter()
+                .map(|&(link, at, class, visitor, agent, referrer)| row(link, at, Class::ALL[class], visitor, agent, referrer))
+                .collect();
+            let mut want: BTreeMap<(LinkId, i32), Vec<Row>> = BTreeMap::new();
+            rows.iter().for_each(|row| want.entry((row.link, day(row.at))).or_default().push(*row));
+            let rollups = roll_up_all(&rows);
+            let keys: Vec<_> = rollups.iter().map(|rollup| (rollup.link, rollup.day)).collect();
+            prop_assert_eq!(keys, want.keys().copied().collect::<Vec<_>>());
+            for (rollup, rows) in rollups.iter().zip(want.values()) {
+                for class in &Class::ALL[..Class::OF_LINKS] {
+                    let count = rows.iter().filter(|row| row.class == *class).count() as u64;
+                    prop_assert_eq!(rollup.counts[*class as usize], count);
+                }
+                let people = || rows.iter().filter(|row| row.class <= Class::Tool);
+                prop_assert_eq!(rollup.first_at, people().map(|row| row.at).min());
+                prop_assert_eq!(rollup.last_at, people().map(|row| row.at).max());
+                let mut quarters = [0; 96];
+                people().for_each(|row| quarters[(row.at.0.rem_euclid(DAY_MS) / 900_000) as usize] += 1);
+                prop_assert_eq!(rollup.sketch.buckets(), quarters);
+                let mut visitors: Vec<_> = people().map(|row| row.visitor).filter(|visitor| *visitor != 0).collect();
+                visitors.sort_unstable();
+                visitors.dedup();
+                prop_assert_eq!(rollup.sketch.unique(), visitors.len() as u64);
+                let top: BTreeMap<_, _> = rollup.sketch.top(Dimension::Browser).into_iter().collect();
+                for (at, browser) in BROWSERS.iter().enumerate() {
+                    let count = people().filter(|row| row.agent == at as i64 + 1).count() as u64;
+                    prop_assert_eq!(top.get(*browser).copied().unwrap_or(0), count);
+                }
+                let referred = people().filter(|row| (1..=10).contains(&row.referrer)).count() as u64;
+                prop_assert_eq!(rollup.sketch.top(Dimension::Referrer).iter().map(|top| top.1).sum::<u64>(), referred);
+            }
+            for total in totals(&rollups) {
+                let of_link: Vec<Row> = rows.iter().filter(|row| row.link == total.link).copied().collect();
+                prop_assert_eq!(total.counts.iter().sum::<u64>(), of_link.len() as u64);
+                let people = || of_link.iter().filter(|row| row.class <= Class::Tool).map(|row| row.at);
+                prop_assert_eq!((total.first_at, total.last_at), (people().min(), people().max()));
+                // The same visits on one day are the same sketch.
+                let on_a_day: Vec<Row> = of_link.iter().map(|row| Row { at: UnixMillis(0), ..*row }).collect();
+                prop_assert_eq!(total.sketch, roll_up_all(&on_a_day)[0].sketch.without_quarters());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_click_is_in_no_sketch() {
+        let rows = [Class::Bot, Class::Head, Class::Prefetch, Class::Orphan].map(|class| row(1, 5, class, 1, 1, 1));
+        let [rollup] = &roll_up_all(&rows)[..] else { panic!("one link, one day") };
+        assert_eq!((rollup.counts, rollup.first_at, rollup.sketch.is_empty()), ([0, 0, 1, 1, 1], None, true));
+        assert_eq!(totals(&roll_up_all(&rows))[0].sketch, Sketch::default());
+    }
+
+    /// `CARGO_PROFILE_DEV_OPT_LEVEL=3 cargo test --lib rollup_speed -- --ignored --nocapture`
+    #[test]
+    #[ignore = "it prints how fast it is"]
+    fn rollup_speed() {
+        let (agents, referrers) = (agents(), referrers(300));
+        let mut seed = 1_u64;
+        let mut chance = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % below
+        };
+        for links in [10, 1_000, 15_000] {
+            let rows: Vec<Row> = (0..50_000)
+                .map(|at| {
+                    let (link, visitor) = (chance(links) * 7919, chance(1 << 31));
+                    row(
+                        link,
+                        1_700_000_000_000 + at / 50,
+                        Class::Click,
+                        visitor,
+                        chance(4) as i64 + 1,
+                        chance(300) as i64 + 1,
+                    )
+                })
+                .collect();
+            let mut best = [f64::MAX; 3];
+            for _ in 0..20 {
+                let mut bytes = Vec::new();
+                let started = monotonic();
+                let rollups = roll_up(&rows, |id| agents.get(id as usize - 1), |id| referrers.get(id as usize - 1));
+                let rolled_up = monotonic();
+                let totals = totals(&rollups);
+                let totalled = monotonic();
+                rollups.iter().for_each(|rollup| rollup.sketch.encode(&mut bytes));
+                totals.iter().for_each(|total| total.sketch.encode(&mut bytes));
+                let ended = monotonic();
+                let times = [rolled_up - started, totalled - rolled_up, ended - totalled];
+                for (best, time) in best.iter_mut().zip(times) {
+                    *best = best.min(time.as_nanos() as f64 / rows.len() as f64);
+                }
+            }
+            println!(
+                "{links} links: roll_up {:.0} ns, totals {:.0} ns, encode {:.0} ns a visit",
+                best[0], best[1], best[2]
+            );
+        }
+    }
+}
