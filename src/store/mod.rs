@@ -10,6 +10,7 @@ pub mod postgres;
 pub mod row;
 pub mod schema;
 pub mod sqlite;
+pub mod visited;
 
 use crate::domain::key::{DomainId, Key};
 use crate::domain::link::{Link, LinkId};

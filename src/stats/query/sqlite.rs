@@ -9,13 +9,12 @@ use std::sync::{Arc, Mutex};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use tokio::sync::Semaphore;
 
-use super::{DAYS_MAX, DayRow, Days, Kinds, LinkRows, Totals};
 use crate::domain::key::DomainId;
 use crate::domain::link::LinkId;
 use crate::domain::time::UnixMillis;
 use crate::domain::visit::Class;
-use crate::stats::export::Exported;
 use crate::store::sqlite::{connect, explain};
+use crate::store::visited::{self, DAYS_MAX, DayRow, Days, Exported, Kinds, LinkRows, Totals};
 use crate::store::{Error, Result};
 use crate::visits::sink::Account;
 
@@ -135,7 +134,7 @@ pub(super) fn accounts(db: &Connection) -> rusqlite::Result<Vec<Account>> {
          GROUP BY instance, reason",
     )?;
     let drops = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    Ok(super::accounts(sums, drops.collect::<rusqlite::Result<_>>()?))
+    Ok(visited::accounts(sums, drops.collect::<rusqlite::Result<_>>()?))
 }
 
 /// The kind of an orphan is in no row; numbers as those of `domain::visit::Class`.
