@@ -9,12 +9,10 @@
 //! Files: `DATA/spool/lock`, `DATA/spool/rings` (where the rings lie), `DATA/spool/<number, 16 hexadecimal digits>.log`,
 //! `DATA/spool/lost.ndjson`; rings in `<spool.ring>/waypost-<epoch, 16 hexadecimal digits>/core-<n>.ring`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write as _};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -23,18 +21,20 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::domain::time::{self, UnixMillis};
-use crate::visits::{Dropped, Drops};
 use copy::{Copier, Copying, Turn};
 use disk::Disk;
+use folder::RingFolder;
 use live::Live;
 use log::{Log, Unsynced};
-use read::{Item, Next, Reader, Tally};
-use recovery::Recovered;
+use read::{Next, Reader, Tally};
+pub use recovery::recover_rings;
 use retain::{Goes, Limits};
 use ring::{About, RingWriter};
+pub use summary::{Summary, summary};
 
 pub mod copy;
 pub mod disk;
+pub mod folder;
 pub mod format;
 pub mod intern;
 pub mod live;
@@ -47,6 +47,7 @@ pub mod recovery;
 pub mod retain;
 pub mod ring;
 pub mod segment;
+mod summary;
 #[cfg(test)]
 mod tests;
 
@@ -136,13 +137,6 @@ struct Threads {
     rings: RingFolder,
 }
 
-/// The folder of this start's rings, which is ours for as long as it is open.
-#[derive(Debug)]
-struct RingFolder {
-    path: PathBuf,
-    _lock: File,
-}
-
 #[derive(Debug)]
 struct Shared {
     settings: Settings,
@@ -205,13 +199,13 @@ impl Spool {
     ) -> Result<(Self, Vec<RingWriter>), Error> {
         let dir = &settings.dir;
         at("cannot make the folder", dir, DirBuilder::new().recursive(true).mode(0o700).create(dir))?;
-        let (lock, spool) = lock(dir)?;
-        let base = ring_base(settings)?;
-        let (left, number) = recover(dir, Some(&base), spool, &disk, now)?;
+        let (lock, spool) = folder::lock(dir)?;
+        let base = folder::ring_base(settings)?;
+        let (left, number) = recovery::recover(dir, Some(&base), spool, &disk, now)?;
 
         let rings = RingFolder::make(&base, epoch)?;
         let named = left.into_iter().chain([rings.path.clone()]).collect();
-        at("cannot write", dir, write_rings(dir, &named, &*disk))?;
+        at("cannot write", dir, folder::write_rings(dir, &named, &*disk))?;
         let mut writers = Vec::new();
         let mut copiers = Vec::new();
         for core in 0..settings.cores {
@@ -306,9 +300,9 @@ impl Spool {
                 copying.log.trim();
                 let removed = fs::remove_dir_all(&rings.path).and_then(|()| {
                     let dir = &self.shared.settings.dir;
-                    let mut named = read_rings(dir)?;
+                    let mut named = folder::read_rings(dir)?;
                     named.remove(&rings.path);
-                    write_rings(dir, &named, &*self.shared.disk)
+                    folder::write_rings(dir, &named, &*self.shared.disk)
                 });
                 if let Err(error) = removed {
                     tracing::warn!(folder = %rings.path.display(), %error, "empty rings could not be removed");
@@ -469,222 +463,6 @@ impl Shared {
         }
         Ok(())
     }
-}
-
-impl RingFolder {
-    fn make(base: &Path, epoch: Epoch) -> Result<Self, Error> {
-        let path = base.join(format!("{RINGS_PREFIX}{:016x}", epoch.0));
-        at("cannot make the folder", &path, DirBuilder::new().mode(0o700).create(&path))?;
-        let lock = at("cannot open", &path, File::open(&path))?;
-        at("cannot lock", &path, lock.lock())?;
-        Ok(Self { path, _lock: lock })
-    }
-}
-
-const RINGS_PREFIX: &str = "waypost-";
-const RINGS: &str = "rings";
-const LOCK: &str = "lock";
-
-/// Locks the folder (flock(2)), and tells the spool's number.
-fn lock(dir: &Path) -> Result<(File, u64), Error> {
-    let path = dir.join(LOCK);
-    let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = at("cannot open", &path, open)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(Error::InUse(dir.into())),
-        Err(TryLockError::Error(error)) => return at("cannot lock", &path, Err(error)),
-    }
-    let about = at("cannot read", &path, file.metadata())?;
-    Ok((file, about.ino() ^ about.dev().rotate_left(40)))
-}
-
-/// What a file system is to a shared mapping.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lies {
-    Memory,
-    /// Outlives the process; may stall it.
-    Disk,
-    /// May raise SIGBUS, or lose what was stored.
-    Elsewhere,
-}
-
-fn lies(path: &Path) -> Result<Lies, Error> {
-    // statfs(2): tmpfs, ramfs; ext4, xfs.
-    let kind = at("cannot look at", path, rustix::fs::statfs(path).map_err(io::Error::from))?.f_type as u64;
-    Ok(match kind & 0xffff_ffff {
-        0x0102_1994 | 0x8584_58f6 => Lies::Memory,
-        0xef53 | 0x5846_5342 => Lies::Disk,
-        _ => Lies::Elsewhere,
-    })
-}
-
-/// The folder that this start's rings lie in.
-fn ring_base(settings: &Settings) -> Result<PathBuf, Error> {
-    if let Some(folder) = &settings.ring {
-        at("cannot make the folder", folder, DirBuilder::new().recursive(true).mode(0o700).create(folder))?;
-    } else {
-        let shm = PathBuf::from("/dev/shm");
-        let memory =
-            settings.runtime_dir.iter().chain([&shm]).find(|path| lies(path).is_ok_and(|lies| lies == Lies::Memory));
-        if let Some(folder) = memory {
-            return Ok(folder.clone());
-        }
-    }
-    let folder = settings.ring.as_ref().unwrap_or(&settings.dir);
-    match lies(folder)? {
-        Lies::Memory => {}
-        Lies::Disk => tracing::warn!(
-            folder = %folder.display(),
-            "the rings lie on a disk: when it is slow, redirects may wait for it; name a tmpfs with spool.ring"
-        ),
-        Lies::Elsewhere => return Err(Error::RingFolder(folder.clone())),
-    }
-    Ok(folder.clone())
-}
-
-/// Recovers the rings that `rings` names and those of this spool in `base`; says what became of them. The folders that
-/// are left, and the number of the next segment.
-fn recover(
-    dir: &Path,
-    base: Option<&Path>,
-    spool: u64,
-    disk: &Arc<dyn Disk>,
-    now: UnixMillis,
-) -> Result<(BTreeSet<PathBuf>, u64), Error> {
-    let lost = at("cannot read", dir, lost::read(dir))?;
-    for number in lost.keys() {
-        // Its line was written, and the process killed before it went.
-        let _ = disk.remove(&dir.join(segment::name(*number)));
-    }
-    let there = at("cannot read", dir, read::segments(dir))?;
-    let next = there.last().max(lost.keys().next_back()).map_or(1, |last| last + 1);
-    let named = at("cannot read", dir, read_rings(dir))?;
-    let mut folders = named.clone();
-    folders.extend(base.into_iter().flat_map(|base| rings_of(base, spool)));
-    let (all, next) = recovery::recover(dir, &folders, spool, disk, next, now);
-    let mut left = BTreeSet::new();
-    for recovered in all {
-        match recovered {
-            Recovered::Gone => {}
-            Recovered::Done { folder, records } => {
-                tracing::info!(folder = %folder.display(), records, "rings of an earlier start were recovered");
-            }
-            Recovered::Held { folder } => {
-                tracing::warn!(folder = %folder.display(), "rings of this spool are another process's: they are left alone");
-                left.insert(folder);
-            }
-            Recovered::Foreign { folder } => {
-                tracing::warn!(folder = %folder.display(), "rings of another spool are left alone: this folder is a copy");
-            }
-            Recovered::Failed { folder, error } => {
-                tracing::error!(folder = %folder.display(), %error, "rings of an earlier start cannot be recovered: they stay for the next one");
-                left.insert(folder);
-            }
-        }
-    }
-    Ok((left, next))
-}
-
-/// Appends to the log in `dir` what is left in rings beside it, for a replay: of a machine that is gone there are none.
-/// [`Error::InUse`] while a process uses the folder.
-pub fn recover_rings(dir: &Path, now: UnixMillis) -> Result<(), Error> {
-    let (_lock, spool) = lock(dir)?;
-    let disk: Arc<dyn Disk> = Arc::new(disk::Kernel);
-    let (left, _) = recover(dir, None, spool, &disk, now)?;
-    at("cannot write", dir, write_rings(dir, &left, &*disk))
-}
-
-/// Folders in `base` that have rings of this spool.
-fn rings_of(base: &Path, spool: u64) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(base) else { return Vec::new() };
-    let folders = entries
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_name().as_bytes().starts_with(RINGS_PREFIX.as_bytes()));
-    let ours = |path: &PathBuf| ring::open(&path.join("core-0.ring")).is_ok_and(|ring| ring.about().spool == spool);
-    folders.map(|entry| entry.path()).filter(ours).collect()
-}
-
-/// Where rings lie that may have something; nothing without the file.
-fn read_rings(dir: &Path) -> io::Result<BTreeSet<PathBuf>> {
-    match fs::read(dir.join(RINGS)) {
-        Ok(bytes) => {
-            let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-            Ok(lines.map(|line| PathBuf::from(OsStr::from_bytes(line))).collect())
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
-        Err(error) => Err(error),
-    }
-}
-
-fn write_rings(dir: &Path, folders: &BTreeSet<PathBuf>, disk: &dyn Disk) -> io::Result<()> {
-    let (path, new) = (dir.join(RINGS), dir.join("rings.new"));
-    let mut bytes = Vec::new();
-    for folder in folders {
-        bytes.extend(folder.clone().into_os_string().into_vec());
-        bytes.push(b'\n');
-    }
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-    file.write_all(&bytes)?;
-    disk.sync(&file)?;
-    fs::rename(&new, &path)?;
-    disk.sync_folder(dir)
-}
-
-/// What a folder has.
-#[derive(Clone, Debug, Default)]
-pub struct Summary {
-    pub segments: u64,
-    pub bytes: u64,
-    pub epochs: BTreeSet<Epoch>,
-    pub records: u64,
-    /// Visits of a link among them.
-    pub visits: u64,
-    /// The last tally of each core.
-    pub tallies: BTreeMap<Source, Tally>,
-    /// Folders of rings that are there: of a process that runs, or what a start will recover.
-    pub rings: Vec<PathBuf>,
-    /// Visits that the log or its tallies know as lost, by [`Dropped::ALL`].
-    pub lost: Drops,
-}
-
-/// Reads the whole log in `dir`, without its lock.
-pub fn summary(dir: &Path) -> io::Result<Summary> {
-    let segments = retain::scan(dir)?;
-    let mut summary = Summary {
-        segments: segments.len() as u64,
-        bytes: segments.iter().map(|segment| segment.bytes).sum(),
-        rings: read_rings(dir)?.into_iter().filter(|folder| folder.is_dir()).collect(),
-        ..Summary::default()
-    };
-    let mut reader = Reader::open(dir)?;
-    while let Some(item) = reader.next()? {
-        let source = match item {
-            Item::Records(block) => {
-                summary.records += u64::from(block.count);
-                summary.visits += u64::from(block.visits);
-                block.source
-            }
-            Item::Tally(tally) => {
-                summary.tallies.insert(tally.source, tally);
-                tally.source
-            }
-            Item::Gap { source, visits, why, .. } => {
-                summary.lost[index(why)] += visits;
-                source
-            }
-        };
-        summary.epochs.insert(source.epoch);
-    }
-    for tally in summary.tallies.values() {
-        summary.lost[index(Dropped::RingFull)] += tally.ring_full;
-        summary.lost[index(Dropped::SpoolError)] += tally.spool_error;
-    }
-    Ok(summary)
-}
-
-fn index(why: Dropped) -> usize {
-    Dropped::ALL.iter().position(|reason| *reason == why).expect("it has all reasons")
 }
 
 /// Chunks that may wait; what finds it full is found by the next poll.

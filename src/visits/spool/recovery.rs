@@ -17,12 +17,64 @@ use super::live::Live;
 use super::log::{Log, Unsynced};
 use super::read::{self, Item, Next, Reader, Tally};
 use super::ring::{self, RingReader};
-use super::{Epoch, Source};
+use super::{Epoch, Error, Source, at, disk, folder, lost, segment};
 use crate::domain::time::UnixMillis;
+
+/// Recovers the rings that `rings` names and those of this spool in `base`; says what became of them. The folders that
+/// are left, and the number of the next segment.
+pub(super) fn recover(
+    dir: &Path,
+    base: Option<&Path>,
+    spool: u64,
+    disk: &Arc<dyn Disk>,
+    now: UnixMillis,
+) -> Result<(BTreeSet<PathBuf>, u64), Error> {
+    let lost = at("cannot read", dir, lost::read(dir))?;
+    for number in lost.keys() {
+        // Its line was written, and the process killed before it went.
+        let _ = disk.remove(&dir.join(segment::name(*number)));
+    }
+    let there = at("cannot read", dir, read::segments(dir))?;
+    let next = there.last().max(lost.keys().next_back()).map_or(1, |last| last + 1);
+    let named = at("cannot read", dir, folder::read_rings(dir))?;
+    let mut all = named;
+    all.extend(base.into_iter().flat_map(|base| folder::rings_of(base, spool)));
+    let (all, next) = folders(dir, &all, spool, disk, next, now);
+    let mut left = BTreeSet::new();
+    for recovered in all {
+        match recovered {
+            Recovered::Gone => {}
+            Recovered::Done { folder, records } => {
+                tracing::info!(folder = %folder.display(), records, "rings of an earlier start were recovered");
+            }
+            Recovered::Held { folder } => {
+                tracing::warn!(folder = %folder.display(), "rings of this spool are another process's: they are left alone");
+                left.insert(folder);
+            }
+            Recovered::Foreign { folder } => {
+                tracing::warn!(folder = %folder.display(), "rings of another spool are left alone: this folder is a copy");
+            }
+            Recovered::Failed { folder, error } => {
+                tracing::error!(folder = %folder.display(), %error, "rings of an earlier start cannot be recovered: they stay for the next one");
+                left.insert(folder);
+            }
+        }
+    }
+    Ok((left, next))
+}
+
+/// Appends to the log in `dir` what is left in rings beside it, for a replay: of a machine that is gone there are none.
+/// [`Error::InUse`] while a process uses the folder.
+pub fn recover_rings(dir: &Path, now: UnixMillis) -> Result<(), Error> {
+    let (_lock, spool) = folder::lock(dir)?;
+    let disk: Arc<dyn Disk> = Arc::new(disk::Kernel);
+    let (left, _) = recover(dir, None, spool, &disk, now)?;
+    at("cannot write", dir, folder::write_rings(dir, &left, &*disk))
+}
 
 /// What became of a folder of rings.
 #[derive(Debug)]
-pub enum Recovered {
+enum Recovered {
     /// Its records are in the log, and the folder is gone.
     Done { folder: PathBuf, records: u64 },
     /// Another process holds it.
@@ -35,12 +87,14 @@ pub enum Recovered {
     Gone,
 }
 
+/// A recovery's own segments have about so many bytes.
+const SEGMENT_BYTES: u64 = 8 << 20;
 /// Up to how many segments of an epoch are read to find out where the log stands.
 const SEGMENTS_READ_MAX: usize = 4;
 
 /// Recovers the rings in each of `folders` into the log in `dir`, whose lock is held. `spool` is the spool's number, and
 /// `next` that of the first segment that is made; the one behind the last comes back.
-pub fn recover(
+fn folders(
     dir: &Path,
     folders: &BTreeSet<PathBuf>,
     spool: u64,
@@ -118,7 +172,7 @@ fn append(
     let mut standing = copiers.iter().map(Copier::tally).collect::<Vec<_>>();
     let unsynced = Arc::new(Unsynced::new(Arc::clone(disk), dir.to_path_buf()));
     let live = Arc::new(Live::new(*next));
-    let mut log = Log::new(Arc::clone(&unsynced), epoch, u64::MAX, live, *next);
+    let mut log = Log::new(Arc::clone(&unsynced), epoch, SEGMENT_BYTES, live, *next);
     let mut records = 0;
     let result = loop {
         let mut pieces = copiers.iter_mut().filter_map(|copier| copier.recover(now)).collect::<Vec<_>>();
