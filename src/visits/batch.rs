@@ -28,8 +28,8 @@ pub const ROWS_MAX: usize = 100_000;
 /// One transaction.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// One for each source that has anything to say, in order. One that only a tally is for is empty (`from == to`), and its
-    /// position decides all the same.
+    /// One for each source that has anything to say, in order. Some may be empty (`from == to`), for a tally or
+    /// to see that the store has lost nothing: their position decides all the same.
     pub ranges: Vec<Range>,
     /// By day, then in the order of the spool. Empty with `visits.raw = false`.
     pub rows: Vec<Row>,
@@ -127,6 +127,9 @@ pub struct Builder {
     courses: BTreeMap<Source, Course>,
     rows: Vec<Row>,
     orphans: Vec<Orphan>,
+    /// A source that the last stored batch has moved. A store that loses commits loses the last one: who names this source's
+    /// position in the next batch finds out, also behind a pooler that hides the failover.
+    witness: Option<Source>,
     /// Rows that the store refuses, until they are behind.
     refused: HashSet<(Source, u64)>,
     /// When the first block of the batch was written.
@@ -203,6 +206,7 @@ impl Builder {
             courses: BTreeMap::new(),
             rows: Vec::new(),
             orphans: Vec::new(),
+            witness: None,
             refused: HashSet::default(),
             oldest: None,
         }
@@ -257,6 +261,7 @@ impl Builder {
             self.rows = batch.rows;
         }
         self.orphans = batch.orphans;
+        self.witness = batch.ranges.iter().find(|range| range.to > range.from).map(|range| range.source).or(self.witness);
         self.texts.remember(&batch.agents, &batch.referrers);
         self.clear();
     }
@@ -273,6 +278,12 @@ impl Builder {
     /// Leaves a row out from now on: the store refuses it.
     pub fn refuse(&mut self, source: Source, number: u64) {
         self.refused.insert((source, number));
+    }
+
+    /// What it looks up in, for the next one: patterns of agents take long to compile.
+    #[cfg(test)]
+    pub(super) fn into_texts(self) -> (Agents, Referrers) {
+        (self.texts.agents, self.texts.referrers)
     }
 
     /// The starts whose records or gaps were seen.
@@ -430,7 +441,7 @@ impl Builder {
         batch.agents.sort_unstable_by_key(|agent| agent.id);
         batch.referrers.sort_unstable_by_key(|referrer| referrer.id);
         for (source, course) in &self.courses {
-            if course.moves() {
+            if course.moves() || self.witness == Some(*source) {
                 let (stored, drops) = (course.stored, course.drops);
                 batch.ranges.push(Range { source: *source, from: course.base, to: course.next, stored, drops });
                 batch.tallies.extend(course.tally());

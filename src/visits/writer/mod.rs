@@ -9,6 +9,8 @@
 //! Every outcome that is not plain ends in the same way: ask the store where it stands, go to the place in the log where that
 //! is, and go on. [`state`] decides, [`Course`] does, [`Writer`] is the thread.
 
+#[cfg(test)]
+pub(super) mod model;
 pub mod state;
 
 use std::collections::BTreeSet;
