@@ -23,6 +23,7 @@ mod listen;
 mod migrate;
 mod moving;
 mod settings;
+mod stats;
 mod warm;
 
 use std::future::Future;
