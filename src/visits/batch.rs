@@ -307,9 +307,8 @@ impl Builder {
     /// How a core stood at this place of the log, where all before it was read.
     pub fn tally(&mut self, tally: &Tally) {
         let course = self.courses.entry(tally.source).or_default();
-        course.read = tally.appended;
-        course.visits = Some(tally.visits);
-        course.most = course.most.max(tally.visits);
+        course.arrive(tally.appended, Some(tally.visits));
+        course.seen(tally.appended, Some(tally.visits));
         // Segments are read more than once: an older one says nothing new.
         if course.tally.is_none_or(|last| last.appended <= tally.appended) {
             course.tally = Some(*tally);
@@ -319,11 +318,13 @@ impl Builder {
     /// Records that the log has no more, as the reader found out.
     pub fn gap(&mut self, source: Source, from: u64, to: u64, visits: u64, why: Dropped) {
         let course = self.courses.entry(source).or_default();
-        course.arrive(from);
-        course.advance(from, to, visits);
+        let before = course.visits.filter(|_| course.read == from);
+        course.arrive(from, before);
+        let behind = before.map(|before| before + visits);
+        course.seen(to, behind);
         if to > course.next {
             // Of a part, the sums know more than the gap.
-            let lost = if from < course.next { visits.min(course.missing(to)) } else { visits };
+            let lost = if from < course.next { visits.min(course.missing(to, behind)) } else { visits };
             course.give_up(to, lost, why);
         }
     }
@@ -333,8 +334,8 @@ impl Builder {
         let (source, end) = (block.source, block.first + u64::from(block.count));
         let course = self.courses.entry(source).or_default();
         course.forget_strings(block);
-        course.arrive(block.first);
-        course.advance(block.first, end, u64::from(block.visits));
+        course.arrive(block.first, Some(block.before));
+        course.seen(end, Some(block.before + u64::from(block.visits)));
         if end <= course.next {
             return Took::All;
         }
@@ -500,25 +501,24 @@ impl Course {
         }
     }
 
-    /// The log goes on at `from`. What is before it and not stored is no longer kept: the store has lost commits.
-    fn arrive(&mut self, from: u64) {
+    /// The log goes on at `from`, with so many visits before. What the store does not have of them is no longer kept: the
+    /// store has lost commits.
+    fn arrive(&mut self, from: u64, visits: Option<u64>) {
         if from > self.next {
-            self.give_up(from, self.missing(from), Dropped::FailoverGap);
+            self.give_up(from, self.missing(from, visits), Dropped::FailoverGap);
         }
     }
 
-    /// The log was read from `from` to `to`.
-    fn advance(&mut self, from: u64, to: u64, visits: u64) {
-        self.visits = self.visits.filter(|_| self.read == from).map(|before| before + visits);
-        self.read = to;
-        self.most = self.most.max(self.visits.unwrap_or(0));
+    /// The log was read to `to`, with so many visits before.
+    fn seen(&mut self, to: u64, visits: Option<u64>) {
+        (self.read, self.visits) = (to, visits);
+        self.most = self.most.max(visits.unwrap_or(0));
     }
 
-    /// Visits of a link from the end of the batch up to `to`: exact where the log's sums are known there, else as many as
-    /// there are records.
-    fn missing(&self, to: u64) -> u64 {
-        let known = self.visits.filter(|_| self.read == to);
-        known.map_or(to - self.next, |visits| visits.saturating_sub(self.accounted()))
+    /// Visits of a link from the end of the batch up to `to`, before which there are `visits`; where that is not known, as
+    /// many as there are records.
+    fn missing(&self, to: u64, visits: Option<u64>) -> u64 {
+        visits.map_or(to - self.next, |visits| visits.saturating_sub(self.accounted()))
     }
 
     fn give_up(&mut self, to: u64, visits: u64, why: Dropped) {

@@ -42,6 +42,7 @@ pub mod dead;
 pub mod sink;
 pub mod spool;
 pub mod visitor;
+pub mod visitor_keys;
 pub mod writer;
 
 use std::net::IpAddr;

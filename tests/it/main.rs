@@ -22,4 +22,5 @@ mod stats;
 mod store;
 mod systemd;
 mod targets;
+mod visits_postgres;
 mod warm;
