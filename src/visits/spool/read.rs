@@ -53,7 +53,7 @@ pub struct Reader {
 type Strings = HashMap<(u16, u32), Box<[u8]>, ahash::RandomState>;
 
 /// Where the numbers of a source stand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Next {
     pub number: u64,
     /// Visits of a link before it.
