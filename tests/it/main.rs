@@ -18,6 +18,7 @@ mod moving;
 mod protection;
 mod redis;
 mod server;
+mod stats;
 mod store;
 mod systemd;
 mod targets;

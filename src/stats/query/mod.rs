@@ -12,7 +12,7 @@ use crate::store::row::Reading;
 use crate::store::visited::{Days, LinkRows};
 use crate::store::{Result, Store};
 use crate::visits::Drops;
-use crate::visits::sink::Account;
+use crate::visits::sink::{self, Account};
 
 pub use sqlite::Sqlite;
 
@@ -43,7 +43,7 @@ impl Stats {
     /// The sums of every instance that ever stored visits, by name.
     pub async fn accounts(&self) -> Result<Vec<Account>> {
         match self {
-            Self::Sqlite(sqlite) => sqlite.read(sqlite::accounts).await,
+            Self::Sqlite(sqlite) => sqlite.read(sink::sqlite::accounts).await,
             Self::Postgres(postgres) => postgres.accounts().await,
         }
     }
