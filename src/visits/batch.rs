@@ -261,7 +261,8 @@ impl Builder {
             self.rows = batch.rows;
         }
         self.orphans = batch.orphans;
-        self.witness = batch.ranges.iter().find(|range| range.to > range.from).map(|range| range.source).or(self.witness);
+        self.witness =
+            batch.ranges.iter().find(|range| range.to > range.from).map(|range| range.source).or(self.witness);
         self.texts.remember(&batch.agents, &batch.referrers);
         self.clear();
     }
@@ -309,10 +310,25 @@ impl Builder {
         self.oldest
     }
 
-    /// Visits of links that were seen in the log, and that the store neither has nor knows to be lost.
+    /// Visits of links that the log has, or is known to have, and that the store neither has nor knows to be lost; of all
+    /// starts but `own`, whose rings say more.
     #[must_use]
-    pub fn pending(&self) -> u64 {
-        self.courses.values().map(|course| course.most.saturating_sub(course.settled)).sum()
+    pub fn pending(&self, own: Option<Epoch>) -> u64 {
+        let others = self.courses.iter().filter(|(source, _)| Some(source.epoch) != own);
+        others.map(|(_, course)| course.most.saturating_sub(course.settled)).sum()
+    }
+
+    /// Visits of links of one start that the store has, or knows to be lost on the way from its rings.
+    #[must_use]
+    pub fn settled(&self, own: Epoch) -> u64 {
+        let courses = self.courses.iter().filter(|(source, _)| source.epoch == own);
+        courses.map(|(_, course)| course.settled).sum()
+    }
+
+    /// A core will turn out to have at least so many visits: the log is still to be read.
+    pub fn expects(&mut self, tally: &Tally) {
+        let course = self.courses.entry(tally.source).or_default();
+        course.most = course.most.max(tally.visits);
     }
 
     /// How a core stood at this place of the log, where all before it was read.
