@@ -381,8 +381,9 @@ impl RingReader {
     /// What is new since the last `read`: records verbatim (as `record::decode` reads them, pads left out) are appended to
     /// `records`, at least one if there is any, and no more once there are `bytes_max` bytes. Trusts `head`.
     pub fn read(&mut self, records: &mut Vec<u8>, bytes_max: usize) -> Read {
-        let head = self.shared.load(HEAD);
-        self.advance(records, bytes_max, head, false)
+        // A damaged `head` would lead round and round.
+        let until = self.shared.load(HEAD).min(self.shared.load(TAIL) + self.shared.area);
+        self.advance(records, bytes_max, until, false)
     }
 
     /// The same after a crash: goes on from `tail` for as long as checksums are right for the next number, whatever
