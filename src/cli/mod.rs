@@ -194,6 +194,12 @@ pub fn database(loaded: &Loaded) -> PathBuf {
     embedded(&loaded.config.data)
 }
 
+/// Where its visits lie.
+#[must_use]
+pub fn visits_database(loaded: &Loaded) -> PathBuf {
+    loaded.config.data.join(app::visits::FILE)
+}
+
 /// The file of the embedded store in a folder.
 fn embedded(data: &Path) -> PathBuf {
     data.join("waypost.db")
