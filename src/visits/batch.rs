@@ -261,7 +261,8 @@ impl Builder {
             self.rows = batch.rows;
         }
         self.orphans = batch.orphans;
-        self.witness = batch.ranges.iter().find(|range| range.to > range.from).map(|range| range.source).or(self.witness);
+        self.witness =
+            batch.ranges.iter().find(|range| range.to > range.from).map(|range| range.source).or(self.witness);
         self.texts.remember(&batch.agents, &batch.referrers);
         self.clear();
     }

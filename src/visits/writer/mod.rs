@@ -28,9 +28,8 @@ use super::batch::{Batch, Builder, Took};
 use super::dead;
 use super::sink::{Failure, Sink};
 use super::spool::format::SEGMENT_HEADER_BYTES;
-use super::spool::live::Live;
 use super::spool::read::{Item, Reader};
-use super::spool::{Epoch, Place, Source, segment};
+use super::spool::{Epoch, Place, Source, Spool, segment};
 use super::{Dropped, Drops};
 use crate::breaker::Breaker;
 use crate::config;
@@ -62,10 +61,11 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins with the oldest segment of the spool's log, as soon as the store answers.
-    pub fn start(settings: Settings, log: Log, builder: Builder, sink: Sink) -> io::Result<Self> {
+    /// Begins with the oldest segment in `dir`, which is the spool's folder, as soon as the store answers.
+    pub fn start(settings: Settings, dir: &Path, spool: Arc<Spool>, builder: Builder, sink: Sink) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let figures = Arc::new(Figures::default());
+        let log = Log { dir: dir.to_path_buf(), reader: spool.reader(), spool: Some(spool) };
         let delivery = Delivery::new(settings, log, builder, sink, Arc::clone(&figures));
         let (orders, ordered) = watch::channel(None);
         let thread = std::thread::Builder::new()
@@ -101,7 +101,7 @@ pub struct Replayed {
 /// Stores what the log in `dir` has, of a machine that is gone, exactly once: what the store has already is skipped.
 pub async fn replay(dir: &Path, settings: Settings, builder: Builder, sink: Sink) -> io::Result<Replayed> {
     let figures = Arc::new(Figures::default());
-    let log = Log { dir: dir.to_path_buf(), reader: Reader::open(dir)?, live: None };
+    let log = Log { dir: dir.to_path_buf(), reader: Reader::open(dir)?, spool: None };
     let delivery = Delivery::new(settings, log, builder, sink, Arc::clone(&figures));
     let (_orders, ordered) = watch::channel(Some(time::monotonic() + EVER));
     run(delivery, ordered, REPLAY_FAILURES_MAX).await;
@@ -179,18 +179,25 @@ async fn over(orders: &mut watch::Receiver<Option<Instant>>) {
 
 /// A log to read.
 #[derive(Debug)]
-pub struct Log {
-    pub dir: PathBuf,
-    pub reader: Reader,
+struct Log {
+    dir: PathBuf,
+    reader: Reader,
     /// Of this process; none = what another one has left.
-    pub live: Option<Arc<Live>>,
+    spool: Option<Arc<Spool>>,
 }
 
 impl Log {
     async fn news(&self) {
-        match &self.live {
-            Some(live) => live.news().await,
+        match &self.spool {
+            Some(spool) => spool.wait().await,
             None => std::future::pending().await,
+        }
+    }
+
+    /// Tells the spool before which place everything is stored.
+    fn stored(&self, place: Place) {
+        if let Some(spool) = &self.spool {
+            spool.stored(place);
         }
     }
 
@@ -279,6 +286,7 @@ impl Delivery {
                 if self.builder.settle(&positions) {
                     // What it lost may lie anywhere in the log.
                     self.resume = 0;
+                    self.log.stored(Place::default());
                     tracing::warn!("the store has lost visits that it had: they are stored again from the log");
                 }
                 self.go_back();
@@ -337,6 +345,7 @@ impl Delivery {
                 }
                 let stored = place.unwrap_or_else(|| self.log.reader.place());
                 self.resume = stored.segment;
+                self.log.stored(stored);
                 Event::Stored
             }
             Err(Failure::Refused(reason)) if rows == 1 => {

@@ -128,7 +128,8 @@ impl Store {
 impl Inner {
     fn commit(&mut self, batch: &Batch) -> Result<(), Failure> {
         assert!(!batch.ranges.is_empty(), "an empty batch");
-        let stands = |range: &batch::Range| self.positions.get(&range.source).map_or(0, |position| position.next) == range.from;
+        let stands =
+            |range: &batch::Range| self.positions.get(&range.source).map_or(0, |position| position.next) == range.from;
         if !batch.ranges.iter().all(stands) {
             return Err(Failure::Moved);
         }
@@ -315,7 +316,11 @@ impl Disk {
         let count = u32::try_from(records.len()).unwrap();
         let body = Body::Records { count, visits, strings: &strings, records: &bytes };
         let mut block = Vec::new();
-        Block { core, number: first, before, written_at: WRITTEN_AT, body }.encode(source.epoch, self.segment, &mut block);
+        Block { core, number: first, before, written_at: WRITTEN_AT, body }.encode(
+            source.epoch,
+            self.segment,
+            &mut block,
+        );
         let offset = self.write(&block);
         self.blocks.push((self.segment, offset, places));
         self.sources.insert(source, (first + u64::from(count), before + u64::from(visits)));
@@ -363,7 +368,7 @@ impl Running {
     fn new(disk: &Disk, store: &Store, texts: (Agents, Referrers), setup: &Setup) -> Self {
         let breaker = config::Breaker { failures: u32::MAX, recovery: Duration::from_secs(1) };
         let settings = Settings { dead_letters: disk.dir.join("dead-letters.ndjson"), breaker };
-        let log = Log { dir: disk.dir.clone(), reader: Reader::open(&disk.dir).unwrap(), live: None };
+        let log = Log { dir: disk.dir.clone(), reader: Reader::open(&disk.dir).unwrap(), spool: None };
         let builder = Builder::new(batch::Settings { raw: true, bots: setup.bots }, texts.0, texts.1);
         let delivery = Delivery::new(settings, log, builder, Sink::Model(store.clone()), Arc::new(Figures::default()));
         let (state, action) = State::START;
@@ -399,12 +404,20 @@ struct Setup {
 /// One step of anybody, in any order.
 #[derive(Clone, Debug)]
 enum Step {
-    Append { core: u16, records: Vec<What> },
+    Append {
+        core: u16,
+        records: Vec<What>,
+    },
     NextSegment,
     NextEpoch,
-    Run { writer: usize, steps: usize },
+    Run {
+        writer: usize,
+        steps: usize,
+    },
     /// It stops where it is, and another one begins.
-    Stop { writer: usize },
+    Stop {
+        writer: usize,
+    },
     Fault(Fault),
     Damage(usize),
     Retain,
