@@ -29,7 +29,8 @@ use super::dead;
 use super::sink::{Failure, Sink};
 use super::spool::format::SEGMENT_HEADER_BYTES;
 use super::spool::read::{Item, Reader};
-use super::spool::{Epoch, Place, Source, Spool, segment};
+use super::spool::recovery::recover_rings;
+use super::spool::{self, Epoch, Place, Source, Spool, segment};
 use super::{Dropped, Drops};
 use crate::breaker::Breaker;
 use crate::config;
@@ -98,10 +99,14 @@ pub struct Replayed {
     pub failed: Option<String>,
 }
 
-/// Stores what the log in `dir` has, of a machine that is gone, exactly once: what the store has already is skipped.
-pub async fn replay(dir: &Path, settings: Settings, builder: Builder, sink: Sink) -> io::Result<Replayed> {
+/// Stores what the spool in `dir` has, of a process that is gone, exactly once: rings that lie beside it are recovered first,
+/// and what the store has already is skipped. A spool that is in use is an error.
+pub async fn replay(dir: &Path, settings: Settings, builder: Builder, sink: Sink) -> Result<Replayed, spool::Error> {
+    recover_rings(dir, time::now())?;
+    let reader =
+        Reader::open(dir).map_err(|error| spool::Error::Io { what: "cannot read", path: dir.into(), error })?;
     let figures = Arc::new(Figures::default());
-    let log = Log { dir: dir.to_path_buf(), reader: Reader::open(dir)?, spool: None };
+    let log = Log { dir: dir.to_path_buf(), reader, spool: None };
     let delivery = Delivery::new(settings, log, builder, sink, Arc::clone(&figures));
     let (_orders, ordered) = watch::channel(Some(time::monotonic() + EVER));
     run(delivery, ordered, REPLAY_FAILURES_MAX).await;
