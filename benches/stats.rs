@@ -52,7 +52,9 @@ async fn fill(links: &[(LinkId, u64); 2], sink: &mut Sink) {
     let agents: Vec<Arc<Agent>> = {
         let mut known = Agents::new(BotList::default(), 1000);
         let text = |version: u32| {
-            format!("Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/{version}.0 Safari/537.36")
+            format!(
+                "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/{version}.0 Safari/537.36"
+            )
         };
         (100..130).map(|version| known.look_up(text(version).as_bytes(), 0)).collect()
     };
