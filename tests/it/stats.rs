@@ -20,8 +20,8 @@ use waypost::visits::Drops;
 use waypost::visits::agents::Agent;
 use waypost::visits::batch::{Batch, Orphan, Range, Referrer, RequestId, Row};
 use waypost::visits::sink::{Settings, Sink, postgres, sqlite};
-use waypost::visits::spool::{Epoch, Source};
 use waypost::visits::spool::read::Tally;
+use waypost::visits::spool::{Epoch, Source};
 
 use super::support::{Answer, Direct, Server, Setup, key};
 
@@ -64,8 +64,7 @@ fn store(setup: &Setup, direct: &Direct, code: &str, seen: &[Seen<'_>]) {
         os: "Linux".to_owned(),
         device: "desktop",
     };
-    let referrer =
-        Referrer { id: 9, text: "https://news.example/a".to_owned(), host: "news.example".to_owned() };
+    let referrer = Referrer { id: 9, text: "https://news.example/a".to_owned(), host: "news.example".to_owned() };
     direct.check(|links| async move {
         let link = links.link(key(DomainId(0), code)).await.unwrap().unwrap();
         let rows: Vec<Row> = (0..).zip(seen).map(|(number, seen)| row(link.id, number, *seen)).collect();
@@ -240,7 +239,8 @@ fn visits_are_exported_in_the_order_of_time() {
     };
     let lines: Vec<Value> =
         export(&["--format", "ndjson"]).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let short: Vec<_> = lines.iter().map(|line| (line["at"].as_str().unwrap(), line["kind"].as_str().unwrap())).collect();
+    let short: Vec<_> =
+        lines.iter().map(|line| (line["at"].as_str().unwrap(), line["kind"].as_str().unwrap())).collect();
     let want = [
         ("2027-03-01T00:00:00.000Z", "orphan"),
         ("2027-03-27T22:59:59.999Z", "click"),
