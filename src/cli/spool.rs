@@ -12,15 +12,10 @@ use clap::{Args, Subcommand};
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
 
-use super::{Common, Failure, Outcome, announce, block_on, configure, database, print, start, table};
-use crate::config::Config;
+use super::{Common, Outcome, announce, block_on, configure, print, start, table};
+use crate::app::visits;
 use crate::config::load::Flags;
-use crate::domain::time;
 use crate::instance::dropped;
-use crate::visits::agents::patterns::BotList;
-use crate::visits::agents::{Agents, Referrers};
-use crate::visits::batch::{self, Builder};
-use crate::visits::sink::{self, Sink};
 use crate::visits::writer::{self, Replayed};
 use crate::visits::{Dropped, Drops, spool};
 
@@ -55,7 +50,7 @@ fn status(dir: Option<&Path>, common: &Common) -> Outcome {
     let loaded = configure(common, Flags::default())?;
     announce(&loaded);
     let config = &loaded.config;
-    let own = || config.spool.dir.clone().unwrap_or_else(|| config.data.join("spool"));
+    let own = || visits::spool_dir(config);
     let dir = dir.map_or_else(own, Path::to_owned);
     let summary = spool::summary(&dir).with_context(|| unreadable(&dir))?;
     if common.json {
@@ -101,23 +96,15 @@ fn reasons(drops: &Drops) -> String {
 
 async fn replay(dir: &Path, common: &Common) -> Outcome {
     // Only a store that is there, and of this schema.
-    let (loaded, _) = start(common).await?;
+    let (loaded, store) = start(common).await?;
     let config = &loaded.config;
     if !dir.is_dir() {
         return Err(anyhow!("{} is no folder: give the spool of the machine that is gone", dir.display()).into());
     }
-    // What was only in the rings, if they are there still.
-    spool::recover_rings(dir, time::now())?;
-    let settings = sink::Settings { instance: instance_of(dir), keep: config.visits.keep };
-    let sink = match &config.postgres {
-        Some(postgres) => sink::postgres::Postgres::open(postgres, &settings).map(Sink::Postgres)?,
-        None => {
-            let path = database(&loaded).with_file_name("visits.db");
-            sink::sqlite::Sqlite::open(&path, &settings).map(Sink::Sqlite)?
-        }
-    };
-    let settings = writer::Settings { dead_letters: config.data.join("dead-letters.ndjson"), breaker: config.breaker };
-    let replayed = writer::replay(dir, settings, builder(config)?, sink).await.with_context(|| unreadable(dir))?;
+    let (sink, builder) = (visits::sink(config, &store, &instance_of(dir))?, visits::builder(config)?);
+    let replayed = writer::replay(dir, visits::writer_settings(config, None), builder, sink)
+        .await
+        .with_context(|| unreadable(dir))?;
     tell(&replayed, common.json);
     match replayed.failed {
         Some(why) => {
@@ -134,14 +121,6 @@ fn instance_of(dir: &Path) -> String {
         "" => "replayed".to_owned(),
         name => name.to_owned(),
     }
-}
-
-fn builder(config: &Config) -> Result<Builder, Failure> {
-    let visits = &config.visits;
-    let list = visits.bot_list.as_deref().map(BotList::open).transpose().map_err(Failure::config)?;
-    let agents = Agents::new(list.unwrap_or_default(), visits.agents_per_day);
-    let settings = batch::Settings { raw: visits.raw, bots: visits.bots };
-    Ok(Builder::new(settings, agents, Referrers::new(visits.agents_per_day)))
 }
 
 fn tell(replayed: &Replayed, as_json: bool) {
