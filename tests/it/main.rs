@@ -21,4 +21,5 @@ mod server;
 mod store;
 mod systemd;
 mod targets;
+mod visits_faults;
 mod warm;
