@@ -31,7 +31,9 @@ pub(super) fn possible() -> bool {
         traced.is_ok_and(|status| status.success())
     });
     if !*POSSIBLE {
-        left_out("strace is not there, or may trace nobody: script/setup installs it, a container needs CAP_SYS_PTRACE");
+        left_out(
+            "strace is not there, or may trace nobody: script/setup installs it, a container needs CAP_SYS_PTRACE",
+        );
     }
     *POSSIBLE
 }
@@ -39,9 +41,8 @@ pub(super) fn possible() -> bool {
 /// The threads whose name begins with this.
 fn threads(pid: u32, name: &str) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let is = |task: &std::path::Path| {
-        std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.starts_with(name))
-    };
+    let is =
+        |task: &std::path::Path| std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.starts_with(name));
     let found = tasks.map(|task| task.unwrap().path()).filter(|task| is(task));
     found.map(|task| task.file_name().unwrap().to_str().unwrap().to_owned()).collect()
 }
@@ -71,7 +72,11 @@ pub(super) fn tamper(server: &Server, name: &str, tampering: &[&str]) -> Tracer 
 pub(super) fn tampered(serve: &Command, tampering: &[&str]) -> Command {
     let mut command = Command::new("strace");
     // Only the calls in question stop a thread.
-    command.args(["-D", "-f", "--seccomp-bpf"]).args(arguments(tampering)).arg(serve.get_program()).args(serve.get_args());
+    command
+        .args(["-D", "-f", "--seccomp-bpf"])
+        .args(arguments(tampering))
+        .arg(serve.get_program())
+        .args(serve.get_args());
     for (name, value) in serve.get_envs() {
         match value {
             Some(value) => command.env(name, value),
