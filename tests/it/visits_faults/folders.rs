@@ -3,7 +3,7 @@
 //! In: servers that end and come back, with fewer workers, from a copy, or never. Out: each visit once.
 //! Never: two processes on one spool.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::{Kept, Stand, pending, redirects};
@@ -45,8 +45,11 @@ fn two_processes_on_one_spool() {
     }
 }
 
-/// Kills a server that could store nothing for a while: rings and segments are all that has its visits.
-fn killed_with_visits(stand: &Stand) -> std::path::PathBuf {
+/// Redirects that stand in no ledger, of a server that is about to be killed.
+const OTHERS: u64 = 50;
+
+/// Kills a server that could store nothing for a while: rings and segments are all that has its visits. The ledger.
+fn killed_with_visits(stand: &Stand) -> PathBuf {
     let server = stand.start();
     let load = stand.load(300, 3);
     if let Some(back) = &stand.back {
@@ -56,7 +59,7 @@ fn killed_with_visits(stand: &Stand) -> std::path::PathBuf {
     }
     let ledger = load.ends();
     // Some that the log does not have yet.
-    (0..50).for_each(|_| redirects(&server));
+    (0..OTHERS).for_each(|_| redirects(&server));
     server.kill();
     if let Some(back) = &stand.back {
         back.proxy.mode(Mode::Pass);
@@ -131,4 +134,20 @@ fn a_replay_from_elsewhere() {
     stand.judge(&other, &ledger).right();
     let server = stand.start();
     stand.judge(&server, &ledger).right();
+}
+
+/// What stood there is lost, and counted to the visit.
+#[test]
+fn a_damaged_segment() {
+    let stand = Stand::new(Kept::Postgres, "");
+    let ledger = killed_with_visits(&stand);
+    let spool = stand.place.data().join("spool");
+    let segments = names(&spool).into_iter().filter(|name| name.ends_with(".log")).map(|name| spool.join(name));
+    let largest = segments.max_by_key(|segment| segment.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&largest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(&largest, bytes).unwrap();
+    let server = stand.start();
+    stand.judge(&server, &ledger).lost_exactly("corrupt", OTHERS);
 }

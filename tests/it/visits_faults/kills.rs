@@ -123,7 +123,7 @@ impl Campaign {
             Moment::Transaction | Moment::Commit if self.stand.back.is_none() => {
                 // Pages of a transaction are written, and locks and counters of the log are changed, in this order.
                 let (call, most) = if moment == Moment::Transaction { ("pwrite64", 60) } else { ("fcntl", 60) };
-                self.kill_at(server, "waypost-visits", call, most, moment)
+                self.kill_at(server, "waypost-writer", call, most, moment)
             }
             Moment::Transaction | Moment::Commit => {
                 let copy: (Side, &[u8]) = (Side::Client, b"PGCOPY\n\xff\r\n\0");

@@ -40,6 +40,9 @@ const SETTLED: Duration = Duration::from_secs(60);
 /// take has no part in any claim here.
 const TIMEOUTS: &str = "statement_timeout = \"1s\"\nlookup_timeout = \"2s\"\n";
 
+/// What a core answered may stand in no figure of the store for as long: until the next batch, and its way.
+const UNHEARD: Duration = Duration::from_millis(1500);
+
 /// Whose visits are tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kept {
@@ -175,7 +178,7 @@ impl Stand {
             let late = time::monotonic().duration_since(begun) > SETTLED;
             assert!(!late, "not settled: {:?}", Account::of(server));
             before = account;
-            throughout(Duration::from_millis(500), || {});
+            throughout(UNHEARD, || {});
         }
     }
 
