@@ -172,8 +172,8 @@ impl Stand {
             // What a core has answered last may not be in any figure yet.
             let account = (server.metric("waypost_visits_pending", &[]) == 0.0).then(|| Account::of(server));
             let account = account.filter(|account| account.pending == 0);
-            if account.is_some() && account == before {
-                return account.unwrap();
+            if let Some(account) = account.as_ref().filter(|_| account == before) {
+                return account.clone();
             }
             let late = time::monotonic().duration_since(begun) > SETTLED;
             assert!(!late, "not settled: {:?}", Account::of(server));
