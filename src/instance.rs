@@ -17,11 +17,12 @@ use crate::redis::Redis;
 use crate::resolve::follow::Follower;
 use crate::resolve::{Memory, Tier};
 use crate::store::Store;
+use crate::visits::{Dropped, Drops};
 use crate::{accept, http};
 
 /// Why the server is degraded, as `/readyz`, `/metrics` and `waypost status` name it.
-pub const REASONS: [&str; 4] = ["store", "stale", "redis", "worker_lease"];
-/// The rate is of at least this time.
+pub const REASONS: [&str; 6] = ["store", "stale", "redis", "worker_lease", "visits_sink", "spool"];
+/// Rates are of at least this time.
 const RATE_MS: i64 = 5_000;
 
 /// What the process is doing.
@@ -39,6 +40,35 @@ pub struct Core {
     pub accept: Arc<accept::Counts>,
 }
 
+/// What became of the visits of this process, and of those that it found in its spool. All zeros without recording, but
+/// for what was answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VisitFigures {
+    /// Redirects to a target that left.
+    pub answered: u64,
+    /// Those that are in the log.
+    pub spooled: u64,
+    pub stored: u64,
+    /// Neither stored nor given up.
+    pub pending: u64,
+    /// Since the oldest of them was answered.
+    pub oldest_pending_seconds: u64,
+    pub drops: Drops,
+    /// Bytes of the log, and how many it may have.
+    pub spool_bytes: u64,
+    pub spool_max_bytes: u64,
+    /// Since when the store takes no visits.
+    pub sink_away_since: Option<UnixMillis>,
+    /// Since when the log cannot be written.
+    pub spool_failing_since: Option<UnixMillis>,
+}
+
+/// Drops by reason, all of them.
+#[must_use]
+pub fn dropped(drops: &Drops) -> Value {
+    Dropped::ALL.iter().zip(drops).map(|(dropped, visits)| (dropped.name().to_owned(), Value::from(*visits))).collect()
+}
+
 /// What an instance is made of.
 pub struct Parts {
     pub name: String,
@@ -51,6 +81,8 @@ pub struct Parts {
     /// Empty until the store was there once.
     pub links: Arc<OnceLock<Arc<Links>>>,
     pub cores: Vec<Core>,
+    /// Asked for each scrape, and for each tick.
+    pub visits: Box<dyn Fn() -> VisitFigures + Send + Sync>,
 }
 
 /// A running server, as its own API sees it.
@@ -68,8 +100,26 @@ pub struct Instance {
 struct Noted {
     /// Since when each of [`REASONS`] holds.
     since: [Option<UnixMillis>; REASONS.len()],
-    /// Answers by a moment, and by an earlier one.
-    answers: [(UnixMillis, u64); 2],
+    /// The last sample, and an earlier one.
+    samples: [Sample; 2],
+}
+
+/// What rates are made of.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sample {
+    at: UnixMillis,
+    answers: u64,
+    spool_bytes: u64,
+}
+
+/// Minutes until a spool of `figures` is full, if it goes on as since `then`; none while it does not grow. Of a spool
+/// that stores what comes nothing is known: it keeps what is stored for a while.
+fn minutes_until_full(figures: &VisitFigures, now: UnixMillis, then: Sample) -> Option<u64> {
+    figures.sink_away_since?;
+    let span_ms = u64::try_from(now.0 - then.at.0).ok()?;
+    let grown = figures.spool_bytes.checked_sub(then.spool_bytes).filter(|grown| *grown > 0)?;
+    let left = figures.spool_max_bytes.saturating_sub(figures.spool_bytes);
+    u64::try_from(u128::from(left) * u128::from(span_ms) / u128::from(grown) / 60_000).ok()
 }
 
 impl fmt::Debug for Instance {
@@ -88,7 +138,7 @@ impl Instance {
             started: time::monotonic(),
             started_at: now,
             limited: AtomicU64::new(0),
-            noted: Mutex::new(Noted { since: Default::default(), answers: [(now, 0); 2] }),
+            noted: Mutex::new(Noted { since: Default::default(), samples: [Sample { at: now, ..Sample::default() }; 2] }),
         }
     }
 
@@ -107,6 +157,16 @@ impl Instance {
 
     pub fn cores(&self) -> impl Iterator<Item = &Core> {
         self.parts.cores.iter()
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.parts.name
+    }
+
+    #[must_use]
+    pub fn visits(&self) -> VisitFigures {
+        (self.parts.visits)()
     }
 
     #[must_use]
@@ -145,28 +205,32 @@ impl Instance {
     /// What is away that redirects can do without, of [`REASONS`].
     #[must_use]
     pub fn degraded(&self) -> Vec<&'static str> {
-        REASONS.into_iter().zip(self.flags()).filter_map(|(reason, is)| is.then_some(reason)).collect()
+        REASONS.into_iter().zip(self.flags(&self.visits())).filter_map(|(reason, is)| is.then_some(reason)).collect()
     }
 
-    fn flags(&self) -> [bool; REASONS.len()] {
+    fn flags(&self, visits: &VisitFigures) -> [bool; REASONS.len()] {
         let Parts { follower, redis, links, .. } = &self.parts;
         [
             follower.is_failing(),
             follower.stale_since().is_some(),
             redis.as_ref().is_some_and(|redis| redis.figures().state != State::Closed),
             links.get().is_some_and(|links| links.worker_id_is_lost()),
+            visits.sink_away_since.is_some(),
+            visits.spool_failing_since.is_some(),
         ]
     }
 
     /// Time has passed: remembers since when what is degraded, and how many answers there were.
     pub fn note(&self, now: UnixMillis) {
-        let flags = self.flags();
+        let visits = self.visits();
+        let flags = self.flags(&visits);
         let mut noted = self.noted.lock().expect("nobody panics with it");
         for (since, is) in noted.since.iter_mut().zip(flags) {
             *since = if is { since.or(Some(now)) } else { None };
         }
-        if now.0 - noted.answers[0].0.0 >= RATE_MS {
-            noted.answers = [(now, self.answers()), noted.answers[0]];
+        if now.0 - noted.samples[0].at.0 >= RATE_MS {
+            let sample = Sample { at: now, answers: self.answers(), spool_bytes: visits.spool_bytes };
+            noted.samples = [sample, noted.samples[0]];
         }
     }
 
@@ -205,14 +269,16 @@ impl Instance {
             Tier::ALL.into_iter().map(|tier| (tier.name().to_owned(), self.answers_of(tier).into())).collect();
         let breakers: serde_json::Map<_, _> =
             self.breakers().map(|(dependency, state)| (dependency.to_owned(), state.name().into())).collect();
-        let (degraded, rate) = {
+        let visits = self.visits();
+        let (degraded, rate, minutes) = {
             let noted = self.noted.lock().expect("nobody panics with it");
             let since = REASONS.into_iter().zip(noted.since);
             let degraded: Vec<Value> =
                 since.filter_map(|(reason, since)| Some(json!({"reason": reason, "since": rfc3339(since?)}))).collect();
-            let (then, before) = noted.answers[1];
-            let seconds = (now.0 - then.0) as f64 / 1e3;
-            (degraded, if seconds > 0.0 { (self.answers() - before) as f64 / seconds } else { 0.0 })
+            let then = noted.samples[1];
+            let seconds = (now.0 - then.at.0) as f64 / 1e3;
+            let rate = if seconds > 0.0 { (self.answers() - then.answers) as f64 / seconds } else { 0.0 };
+            (degraded, rate, minutes_until_full(&visits, now, then))
         };
         let figures = self.parts.memory.shards.figures();
         let up = time::monotonic().saturating_duration_since(self.started).as_secs();
@@ -227,7 +293,19 @@ impl Instance {
             "connections": self.cores().map(|core| core.accept.open.get()).sum::<u64>(),
             "degraded": degraded,
             "breakers": breakers,
-            "visits_answered": self.cores().map(|core| core.http.visits.answered()).sum::<u64>(),
+            "visits": {
+                "answered": visits.answered,
+                "spooled": visits.spooled,
+                "stored": visits.stored,
+                "pending": visits.pending,
+                "oldest_pending_seconds": visits.oldest_pending_seconds,
+                "dropped": dropped(&visits.drops),
+                "sink_away_since": visits.sink_away_since.map(rfc3339),
+                "spool_failing_since": visits.spool_failing_since.map(rfc3339),
+                "spool_bytes": visits.spool_bytes,
+                "spool_max_bytes": visits.spool_max_bytes,
+                "minutes_until_full": minutes,
+            },
             "answers_per_second": (rate * 10.0).round() / 10.0,
             "answers_by_tier": tiers,
             "cache": {"links": figures.entries, "bytes": figures.bytes, "evictions": figures.evictions},
@@ -246,5 +324,31 @@ impl Instance {
             });
         }
         status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_the_spool_is_full() {
+        let check = |away: bool, before: u64, bytes: u64, max: u64, span_ms: i64, want: Option<u64>| {
+            let since = away.then_some(UnixMillis(1));
+            let figures =
+                VisitFigures { spool_bytes: bytes, spool_max_bytes: max, sink_away_since: since, ..Default::default() };
+            let then = Sample { at: UnixMillis(1_000), answers: 0, spool_bytes: before };
+            let got = minutes_until_full(&figures, UnixMillis(1_000 + span_ms), then);
+            assert_eq!(got, want, "{before} {bytes} {max} {span_ms}");
+        };
+        check(true, 0, 1_000, 61_000, 60_000, Some(60));
+        check(true, 500, 1_000, 61_000, 60_000, Some(120));
+        check(true, 0, 1_000, 1_000, 60_000, Some(0));
+        check(true, 0, 2_000, 1_000, 60_000, Some(0));
+        check(false, 0, 1_000, 61_000, 60_000, None);
+        check(true, 1_000, 1_000, 61_000, 60_000, None);
+        check(true, 2_000, 1_000, 61_000, 60_000, None);
+        check(true, 0, 1_000, 61_000, -5, None);
+        check(true, 0, 1, u64::MAX, i64::MAX, None);
     }
 }

@@ -1,9 +1,10 @@
 //! waypost: a URL shortener and redirect server.
 //!
 //! Two worlds. **Front**: one worker thread per core, each with a single-threaded runtime, its own listener and its own
-//! hot cache. **Back**: one multi-threaded runtime for the API and housekeeping, a thread that looks up, and, with the
-//! embedded store, one that writes it. Nothing in front waits for anything in back, except a look-up that no memory can
-//! answer, and a request that is no redirect.
+//! hot cache and its own ring of visits. **Back**: one multi-threaded runtime for the API and housekeeping, a thread that
+//! looks up, three for visits (one copies the rings into the log, one syncs it, one writes batches), and, with the embedded
+//! store, one that writes links. Nothing in front waits for anything in back, except a look-up that no memory can answer,
+//! and a request that is no redirect.
 //!
 //! ```text
 //!  front, per core                                            back
@@ -12,9 +13,11 @@
 //!             │           ◀── forget ─────────────────────── resolve::follow ◀── feed of changes
 //!             │                     DATA/warm ◀── most asked ──┘    ▲ hints: redis, postgres
 //!             ├─▶ respond
-//!             ├─▶ visits (counts, this core's)
+//!             ├─▶ visits::Recorder ─ ring ─ visits ────────▶ visits::spool ─▶ visits::writer ─▶ visits::sink ─▶ the store
+//!             │      (tmpfs, this core's)                      log on disk      batches          rows, stats::rollup
 //!             └─▶ anything else ──── api ──────────────────▶ api ─▶ links ─▶ store
-//!                                                             │  └─ resolve::through ─▶ redis
+//!                                                             │  ├─ resolve::through ─▶ redis
+//!                                                             │  └─ stats::query ─▶ the store's rollups
 //!                                                             ├─ guard, redis::limits
 //!                                                             └─ metrics ◀─ every core's counters
 //!  worker ◀────────────────────────── control ─────────────── app (tick, drain)
@@ -26,13 +29,15 @@
 //! |---|---|---|---|
 //! | `lookup` | front → back → front: a key that memory cannot answer | [`resolve::ask::ASKED_MAX`] a core | 503 |
 //! | `api` | front → back → front: a request that is no redirect | [`http::call::CALLS_MAX`] | 503 |
+//! | `visits` | front → back: which records of a core's ring are new; the records themselves lie in the ring | [`visits::spool::CHUNKS_MAX`] | back looks into every ring each 20 ms; a full ring drops, counted |
 //! | `control` | back → front: tick, drain | [`control::ORDERS_MAX`] | the worker hangs, and its heartbeat shows it |
 //! | `metrics` | per-core cells that back reads | – | – |
 //!
 //! And one memory that both worlds share, behind locks that are held for a copy: [`resolve::Memory`].
 //!
 //! Invariants, each an absence: `domain` knows no tokio, no SQL, no JSON. `http::{route, visitor, respond}` do no IO. On a
-//! hit there is no allocation, no lock of ours and no write to a line that another core reads. Nothing in front has
+//! hit there is no allocation, no lock of ours and no write to a line that another core reads, but for the end of its ring
+//! that back reads each 20 ms. Nothing in front waits for a visit, or has
 //! a timer. Only `domain::time` reads the clock. No queue is unbounded. No secret stands in a log line. No request makes an
 //! outbound connection.
 //!

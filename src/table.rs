@@ -224,7 +224,7 @@ fn is_formula(cell: &str) -> bool {
 }
 
 /// A cell that no spreadsheet evaluates: `'` stands before what it would, and before a `'` that [`unguard`] would take.
-fn guard(cell: &str) -> Cow<'_, str> {
+pub(crate) fn guard(cell: &str) -> Cow<'_, str> {
     let after_quote = cell.strip_prefix('\'').is_some_and(|rest| is_formula(rest) || rest.starts_with('\''));
     if is_formula(cell) || after_quote { format!("'{cell}").into() } else { cell.into() }
 }

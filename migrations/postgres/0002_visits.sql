@@ -66,6 +66,8 @@ CREATE TABLE spool_drops (
 -- Totals. A visit must not lock a row of links: no foreign key.
 ALTER TABLE link_totals DROP CONSTRAINT link_totals_link_id_fkey;
 ALTER TABLE link_totals ALTER COLUMN imported SET DEFAULT 0;
+-- Each batch updates rows: room for their new versions on the same page spares the indexes.
+ALTER TABLE link_totals SET (fillfactor = 70);
 ALTER TABLE link_totals
   ADD COLUMN clicks     bigint NOT NULL DEFAULT 0,
   ADD COLUMN tools      bigint NOT NULL DEFAULT 0,
@@ -87,3 +89,75 @@ CREATE TABLE link_days (
   sketch     bytea NOT NULL,              -- 15-minute buckets, top values, visitors: see stats::sketch
   PRIMARY KEY (link_id, day)
 ) WITH (fillfactor = 70);
+
+-- Whoever stores visits owns nothing: what takes the owner is done by these, and nobody else may call them.
+
+-- Makes the partitions of a day (days since 1970) that are not there. A stand-alone table that is attached does not stop
+-- whoever writes, as CREATE TABLE ... PARTITION OF would; the CHECK spares the look through its rows.
+CREATE FUNCTION add_visit_day(day integer) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+  parent text;
+  part text;
+  from_ms bigint := day * 86400000::bigint;
+  to_ms bigint := from_ms + 86400000;
+BEGIN
+  -- Of instances that miss the same day, one makes it and the others find it made.
+  PERFORM pg_advisory_xact_lock(hashtext('waypost.add_visit_day'));
+  FOREACH parent IN ARRAY ARRAY['visits', 'orphan_visits'] LOOP
+    part := parent || to_char(DATE '1970-01-01' + day, '_YYYYMMDD');
+    CONTINUE WHEN to_regclass(part) IS NOT NULL;
+    EXECUTE format('CREATE TABLE %I (LIKE %I, CONSTRAINT day CHECK (at >= %s AND at < %s))',
+      part, parent, from_ms, to_ms);
+    EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%s) TO (%s)', parent, part, from_ms, to_ms);
+    -- The bounds say the same, and each row would be checked twice.
+    EXECUTE format('ALTER TABLE %I DROP CONSTRAINT day', part);
+  END LOOP;
+END $$;
+
+-- Drops the oldest partition of a day before this one; false if there is none.
+CREATE FUNCTION drop_visit_day(before integer) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+  part text;
+BEGIN
+  SELECT c.relname INTO part FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+    WHERE i.inhparent IN ('visits'::regclass, 'orphan_visits'::regclass)
+      AND right(c.relname, 8) < to_char(DATE '1970-01-01' + before, 'YYYYMMDD')
+    ORDER BY right(c.relname, 8) LIMIT 1;
+  IF part IS NULL THEN
+    RETURN false;
+  END IF;
+  EXECUTE format('DROP TABLE %I', part);
+  RETURN true;
+END $$;
+
+-- Gives the oldest partition of a day before this one that lacks it the index by link; false if there is none, or
+-- another instance is at it.
+CREATE FUNCTION index_visit_day(before integer) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+  part text;
+BEGIN
+  IF NOT pg_try_advisory_xact_lock(hashtext('waypost.index_visit_day')) THEN
+    RETURN false;
+  END IF;
+  SELECT c.relname INTO part FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+    WHERE i.inhparent = 'visits'::regclass AND right(c.relname, 8) < to_char(DATE '1970-01-01' + before, 'YYYYMMDD')
+      AND to_regclass(c.relname || '_by_link') IS NULL
+    ORDER BY c.relname LIMIT 1;
+  IF part IS NULL THEN
+    RETURN false;
+  END IF;
+  EXECUTE format('CREATE INDEX %I ON %I (link_id, at)', part || '_by_link', part);
+  RETURN true;
+END $$;
+
+-- They run with the owner's rights: what they call is found in this schema alone (PostgreSQL manual, CREATE FUNCTION,
+-- "Writing SECURITY DEFINER Functions Safely").
+DO $$
+DECLARE
+  function text;
+BEGIN
+  FOREACH function IN ARRAY ARRAY['add_visit_day', 'drop_visit_day', 'index_visit_day'] LOOP
+    EXECUTE format('ALTER FUNCTION %I(integer) SET search_path = %I, pg_temp', function, current_schema());
+    EXECUTE format('REVOKE ALL ON FUNCTION %I(integer) FROM PUBLIC', function);
+  END LOOP;
+END $$;

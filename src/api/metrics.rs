@@ -23,6 +23,7 @@ use crate::instance::{Instance, Phase};
 use crate::metrics::{Histogram, histogram};
 use crate::resolve::Tier;
 use crate::store::Store;
+use crate::visits::Dropped;
 
 /// Upper bounds in nanoseconds: what a redirect takes lies between a microsecond and a look-up's time-out.
 const BUCKETS_NS: [u64; 16] = [
@@ -161,18 +162,33 @@ impl Collector for Scrape {
         let visits = |count: fn(&crate::visits::Counts) -> u64| -> u64 {
             instance.cores().map(|core| count(&core.http.visits)).sum()
         };
-        sheet.counter(
-            "waypost_visits_answered",
-            "Redirects to a target that left.",
-            [(vec![], visits(crate::visits::Counts::answered))],
-        )?;
+        let figures = instance.visits();
+        sheet.counter("waypost_visits_answered", "Redirects to a target that left.", [(vec![], figures.answered)])?;
         sheet.counter(
             "waypost_visits_orphan",
             "Answers to unknown and dead codes.",
             [(vec![], visits(|counts| counts.orphan.get()))],
         )?;
-        // What is recorded is counted on its core; nothing waits anywhere.
-        sheet.gauge("waypost_visits_pending", "Visits that are recorded and not stored.", [(vec![], 0.0)])?;
+        sheet.counter("waypost_visits_spooled", "Visits that are in the log on disk.", [(vec![], figures.spooled)])?;
+        sheet.counter("waypost_visits_stored", "Visits that the store has.", [(vec![], figures.stored)])?;
+        sheet.counter(
+            "waypost_visits_dropped",
+            "Visits that were given up, by reason.",
+            Dropped::ALL.iter().zip(figures.drops).map(|(dropped, visits)| (label("reason", dropped.name()), visits)),
+        )?;
+        let gauges = [
+            ("waypost_visits_pending", "Visits that are neither stored nor given up.", figures.pending),
+            (
+                "waypost_visit_oldest_pending_seconds",
+                "Since the oldest of them was answered.",
+                figures.oldest_pending_seconds,
+            ),
+            ("waypost_spool_bytes", "What the log of visits takes on the disk.", figures.spool_bytes),
+            ("waypost_spool_max_bytes", "What it may take: then visits are given up.", figures.spool_max_bytes),
+        ];
+        for (name, help, value) in gauges {
+            sheet.gauge(name, help, [(vec![], value as f64)])?;
+        }
 
         let hits = |tier: Tier| -> u64 { instance.cores().map(|core| core.http.answers(tier)).sum() };
         let (hot, shards) = (hits(Tier::Hot), hits(Tier::Shards));

@@ -6,12 +6,14 @@
 //! for the process's health.
 //! A body is at most [`BODY_BYTES_MAX`], and comes within [`BODY_TIMEOUT`].
 
+pub mod accounting;
 pub mod health;
 pub mod identity;
 pub mod links;
 pub mod metrics;
 pub mod problem;
 pub mod shorten;
+pub mod stats;
 pub mod status;
 
 use std::net::IpAddr;
@@ -31,6 +33,7 @@ use crate::domain::key::Key;
 use crate::guard::keys::AdminKey;
 use crate::guard::limits::{Limiter, Verdict};
 use crate::http::call::{CALLS_MAX, Call};
+use crate::http::Shared;
 use crate::http::visitor::Peer;
 use crate::instance::Instance;
 use crate::links::Links;
@@ -57,6 +60,9 @@ pub struct Api {
     pub redis: Option<Redis>,
     pub follower: Arc<Follower>,
     pub instance: Arc<Instance>,
+    pub reader: stats::Reader,
+    /// Its domains.
+    pub front: Arc<Shared>,
     /// `base_url`, or what stands in for it.
     pub base_url: String,
     pub admin_key: Option<AdminKey>,
@@ -132,6 +138,9 @@ fn router(api: Arc<Api>) -> Router {
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(metrics::metrics))
+        .route("/stats/{code}", get(stats::stats))
+        .route("/{code}/stats", get(stats::stats))
+        .route("/api/v1/accounting", get(accounting::accounting))
         .route("/api/v1/status", get(status::status))
         .route("/api/v1/export", get(links::export))
         .fallback(async || Problem::new(404, "there is no such address"))

@@ -30,7 +30,7 @@ use crate::guard::limits::Limiter;
 use crate::http::call;
 use crate::http::route::Surface;
 use crate::http::{self as front, Front};
-use crate::instance::{self, Core, Instance, Phase};
+use crate::instance::{self, Core, Instance, Phase, VisitFigures};
 use crate::links::worker_id::{self, InstanceId};
 use crate::redis::Redis;
 use crate::resolve::ask::{self, Ask};
@@ -42,7 +42,9 @@ use crate::resolve::tier::Remote;
 use crate::resolve::value::StoredAsOf;
 use crate::resolve::warm::Warm;
 use crate::resolve::{Defaults, Memory, Resolver, Share};
+use crate::stats::query::Stats;
 use crate::store::Store;
+use crate::visits::Recorder;
 use back::WarmFile;
 use opening::{Opened, Opening};
 pub use site::policy;
@@ -168,6 +170,13 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         redis: redis.clone(),
         links: Arc::clone(&links),
         cores: cores.clone(),
+        visits: Box::new({
+            let cores = cores.clone();
+            move || VisitFigures {
+                answered: cores.iter().map(|core| core.http.visits.answered()).sum(),
+                ..VisitFigures::default()
+            }
+        }),
     }));
     let warm_file = Arc::new(WarmFile {
         path: warm_file,
@@ -178,7 +187,20 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         domains: numbers.clone(),
     });
     vital(tokio::spawn(Arc::clone(&warm_file).run()));
+    let shared = Arc::new(front::Shared {
+        site: site::site(&config, &numbers, &base_url).context(BadConfiguration)?,
+        trusted: Trusted::new(config.proxies.trusted.clone()),
+        warned: false.into(),
+        access_log: config.log.access,
+        request_id_header: config.visits.request_id_header.clone(),
+        honour_dnt: config.privacy.honour_dnt,
+    });
     let (calls, called) = mpsc::channel(call::CALLS_MAX);
+    let reader = api::stats::Reader::new(
+        Stats::of(&store),
+        config.stats.public || config.shorten.open,
+        config.privacy.visitor,
+    );
     let api = Api {
         store,
         links,
@@ -186,6 +208,8 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         redis,
         follower,
         instance: Arc::clone(&instance),
+        reader,
+        front: Arc::clone(&shared),
         base_url: base_url.clone(),
         admin_key: config.admin_key.as_ref().map(|key| AdminKey::new(key.expose())).transpose()?,
         open: config.shorten.open,
@@ -196,12 +220,6 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     };
     vital(tokio::spawn(api::run(Arc::new(api), called)));
 
-    let shared = Arc::new(front::Shared {
-        site: site::site(&config, &numbers, &base_url).context(BadConfiguration)?,
-        trusted: Trusted::new(config.proxies.trusted.clone()),
-        warned: false.into(),
-        access_log: config.log.access,
-    });
     let defaults = Defaults {
         status: StatusCode::from_u16(config.redirect.status)?,
         cache_control: uncounted(&config.redirect.cache_control)?,
@@ -228,7 +246,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
             orders: control.add_worker(),
             front: Box::new(move || {
                 let resolver = Resolver::new(memory, Ask::new(number, lookups, answers), defaults);
-                Front::new(shared, resolver, calls, counts)
+                Front::new(shared, resolver, calls, counts, Recorder::default())
             }),
             counts: Arc::clone(&core.accept),
             limits,

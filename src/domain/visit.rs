@@ -26,8 +26,8 @@ pub struct Visit<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Of<'a> {
     Link(LinkId, Kind),
-    /// An unknown or dead code, a fallback.
-    Orphan(&'a Key),
+    /// An unknown or dead code, a fallback. None: what was asked for is no code at all; it is only counted.
+    Orphan(Option<&'a Key>),
 }
 
 /// What kind of request it was, as far as the request's own head says.

@@ -13,7 +13,7 @@ pub mod route;
 pub mod site;
 pub mod visitor;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, ready};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
 
@@ -32,7 +32,6 @@ use crate::domain::visit::{Kind, Of, Visit};
 use crate::guard::address::{Decided, Trusted};
 use crate::metrics::{Counter, LocalHistogram, SharedHistogram};
 use crate::resolve::ask::Looked;
-use crate::resolve::hot::Ready;
 use crate::resolve::{Resolution, Resolver, Step, Tier};
 use crate::visits::{self, Recorder};
 use body::{Body, Never};
@@ -74,6 +73,10 @@ pub struct Shared {
     /// A private peer that is not trusted sent a forwarding header, and that was logged.
     pub warned: AtomicBool,
     pub access_log: bool,
+    /// The header with a request's id, which is taken from a trusted peer; none: no visit has one.
+    pub request_id_header: Option<HeaderName>,
+    /// Of those who send `DNT: 1` or `Sec-GPC: 1` nothing but the click is recorded.
+    pub honour_dnt: bool,
 }
 
 /// A core's front: everything that its connections need.
@@ -83,6 +86,7 @@ pub struct Front {
     resolver: Resolver,
     api: mpsc::Sender<Call>,
     counts: Arc<Counts>,
+    recorder: RefCell<Recorder>,
     latency: [LocalHistogram; Tier::ALL.len()],
     draining: Cell<bool>,
 }
@@ -96,8 +100,15 @@ pub struct Via {
 
 impl Front {
     #[must_use]
-    pub fn new(shared: Arc<Shared>, resolver: Resolver, api: mpsc::Sender<Call>, counts: Arc<Counts>) -> Self {
-        Self { shared, resolver, api, counts, latency: Default::default(), draining: Cell::new(false) }
+    pub fn new(
+        shared: Arc<Shared>,
+        resolver: Resolver,
+        api: mpsc::Sender<Call>,
+        counts: Arc<Counts>,
+        recorder: Recorder,
+    ) -> Self {
+        let (recorder, draining) = (RefCell::new(recorder), Cell::new(false));
+        Self { shared, resolver, api, counts, recorder, latency: Default::default(), draining }
     }
 
     /// The answer to a request.
@@ -170,7 +181,7 @@ impl Front {
         let (parts, _) = request.into_parts();
         match step {
             Step::Done(Resolution::Found(ready), tier) => {
-                self.record(&ready, visit, &parts.headers, via, begun);
+                self.record(Of::Link(ready.link, visit), &parts.headers, via, begun);
                 self.done(begun, tier, respond::redirect(parts.headers, ready, parts.uri.query()))
             }
             step => Answer::later(Rc::clone(self).missed(step, parts, via, begun)),
@@ -181,7 +192,7 @@ impl Front {
     async fn missed(self: Rc<Self>, step: Step, parts: Parts, via: Via, begun: Stamp) -> Response<Body> {
         let visit = visitor::kind(&parts.method, &parts.headers);
         let (mut resolution, mut tier) = self.wait(step).await;
-        let Route::Code { spelled, domain, .. } =
+        let Route::Code { key, spelled, domain } =
             route(&parts.method, &parts.uri, &parts.headers, &self.shared.site, via.surface)
         else {
             unreachable!("it was a code before")
@@ -198,16 +209,16 @@ impl Front {
         }
         let response = match resolution {
             Resolution::Found(ready) => {
-                self.record(&ready, visit, &parts.headers, via, begun);
+                self.record(Of::Link(ready.link, visit), &parts.headers, via, begun);
                 respond::redirect(parts.headers, ready, parts.uri.query())
             }
             Resolution::Unavailable => unavailable(&parts.headers),
             Resolution::Missing => {
-                self.counts.visits.orphan.add(1);
+                self.record(Of::Orphan(key.as_ref()), &parts.headers, via, begun);
                 missing(&self.shared.site, domain, &parts.headers)
             }
             Resolution::Gone(instead) => {
-                self.counts.visits.orphan.add(1);
+                self.record(Of::Orphan(key.as_ref()), &parts.headers, via, begun);
                 gone(&self.shared.site, domain, instead.map(crate::resolve::header_value), &parts.headers)
             }
         };
@@ -224,21 +235,22 @@ impl Front {
         }
     }
 
-    fn record(&self, ready: &Ready, kind: Kind, headers: &HeaderMap, via: Via, at: Stamp) {
-        let client = via.peer.client(headers, &self.shared.trusted);
-        self.recorder().record(&Visit {
-            of: Of::Link(ready.link, kind),
-            at: at.millis(),
-            client,
-            agent: b"",
-            referrer: b"",
-            request_id: b"",
-            not_tracked: false,
-        });
-    }
-
-    fn recorder(&self) -> Recorder<'_> {
-        Recorder(&self.counts.visits)
+    fn record(&self, of: Of<'_>, headers: &HeaderMap, via: Via, at: Stamp) {
+        let shared = &*self.shared;
+        let value = |name: &HeaderName| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
+        let request_id = shared.request_id_header.as_ref().filter(|_| via.peer.trusted);
+        self.recorder.borrow_mut().record(
+            &self.counts.visits,
+            &Visit {
+                of,
+                at: at.millis(),
+                client: via.peer.client(headers, &shared.trusted),
+                agent: value(&header::USER_AGENT),
+                referrer: value(&header::REFERER),
+                request_id: request_id.map_or(b"", value),
+                not_tracked: shared.honour_dnt && visitor::asks_not_to_be_tracked(headers),
+            },
+        );
     }
 
     /// Sends what is no redirect to back.

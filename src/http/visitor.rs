@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, HeaderName, Method, header};
 
 use crate::domain::visit::Kind;
 use crate::guard::address::{self, Client, Trusted};
@@ -48,9 +48,34 @@ pub fn kind(method: &Method, headers: &HeaderMap) -> Kind {
     }
 }
 
+const SEC_GPC: HeaderName = HeaderName::from_static("sec-gpc");
+
+/// Whether the visitor says so: `DNT: 1` (W3C, Tracking Preference Expression) or `Sec-GPC: 1` (W3C, Global Privacy
+/// Control).
+#[must_use]
+pub fn asks_not_to_be_tracked(headers: &HeaderMap) -> bool {
+    [header::DNT, SEC_GPC].iter().any(|name| headers.get(name).is_some_and(|value| value == "1"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_asks_not_to_be_tracked() {
+        for (name, value, want) in [
+            ("dnt", "1", true),
+            ("dnt", "0", false),
+            ("dnt", "null", false),
+            ("sec-gpc", "1", true),
+            ("sec-gpc", "", false),
+            ("cookie", "1", false),
+        ] {
+            let name: HeaderName = name.parse().unwrap();
+            let headers: HeaderMap = [(name, value.parse().unwrap())].into_iter().collect();
+            assert_eq!(asks_not_to_be_tracked(&headers), want, "{headers:?}");
+        }
+    }
 
     #[test]
     fn kinds() {

@@ -4,17 +4,23 @@
 //! Never: does IO; looks at a clock (absurd times are clamped by when the log was written).
 //! At its limit: [`ROWS_MAX`] rows; what comes after is the next batch's.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::Drops;
-use super::agents::Agent;
-use super::spool::Source;
-use super::spool::read::Tally;
+use ahash::{HashMap, HashSet};
+
+use super::agents::{Agent, Agents, Referrers};
+use super::sink::Position;
+use super::spool::read::{Block, Tally};
+use super::spool::record::{self, Record};
+use super::spool::{Epoch, Source, format};
+use super::{Dropped, Drops};
+use crate::config::Bots;
 use crate::domain::link::LinkId;
 use crate::domain::time::UnixMillis;
 use crate::domain::visit::Class;
-use crate::stats::rollup::Rollup;
+use crate::stats::rollup::{self, DAY_MS, Rollup};
 
 /// Rows of one batch.
 pub const ROWS_MAX: usize = 100_000;
@@ -22,7 +28,8 @@ pub const ROWS_MAX: usize = 100_000;
 /// One transaction.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// One for each source, in order: what moves.
+    /// One for each source that has anything to say, in order. One that only a tally is for is empty (`from == to`), and its
+    /// position decides all the same.
     pub ranges: Vec<Range>,
     /// By day, then in the order of the spool. Empty with `visits.raw = false`.
     pub rows: Vec<Row>,
@@ -32,7 +39,8 @@ pub struct Batch {
     /// Agents and referrers that this process has not stored yet, by id.
     pub agents: Vec<Arc<Agent>>,
     pub referrers: Vec<Arc<Referrer>>,
-    /// The last one of each source.
+    /// How each source of `ranges` stood at the end of its range, in the same order; what the ring gave up is as its last
+    /// tally in the log said. None of a source whose tallies were all damaged.
     pub tallies: Vec<Tally>,
 }
 
@@ -92,4 +100,505 @@ pub struct Referrer {
     pub text: String,
     /// The host, in lower case, without `www.`; the text itself where there is none.
     pub host: String,
+}
+
+/// How long before and after its writing to the log a visit may say that it was.
+const BEFORE_MS: i64 = DAY_MS;
+const AFTER_MS: i64 = 10 * 60 * 1000;
+/// 2020-01-01 and 2100-01-01.
+const FIRST_MS: i64 = 1_577_836_800_000;
+const LAST_MS: i64 = 4_102_444_800_000;
+/// Agents and referrers that are remembered as stored; past it all are told once more.
+const STORED_TEXTS_MAX: usize = 1 << 20;
+
+/// What the configuration says of batches.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Whether single visits are kept.
+    pub raw: bool,
+    pub bots: Bots,
+}
+
+/// Makes batches, and knows where each source stands.
+#[derive(Debug)]
+pub struct Builder {
+    settings: Settings,
+    texts: Texts,
+    courses: BTreeMap<Source, Course>,
+    rows: Vec<Row>,
+    orphans: Vec<Orphan>,
+    /// Rows that the store refuses, until they are behind.
+    refused: HashSet<(Source, u64)>,
+    /// When the first block of the batch was written.
+    oldest: Option<UnixMillis>,
+}
+
+/// A source on its way through the log.
+#[derive(Debug, Default)]
+struct Course {
+    /// The number that the store wants next, and visits of a link that it stored or gave up before it.
+    base: u64,
+    settled: u64,
+    /// Of the batch: the number behind its last record, what it stores, what it gives up.
+    next: u64,
+    stored: u64,
+    drops: Drops,
+    /// Where the log was read up to, and how many visits of a link there were up to there, where that is known.
+    read: u64,
+    visits: Option<u64>,
+    /// The most visits of a link that it was seen to have.
+    most: u64,
+    /// As its ring said last, and as the store was told last.
+    tally: Option<Tally>,
+    told: Option<Tally>,
+    agents: HashMap<u32, Met>,
+    referrers: HashMap<u32, Met>,
+}
+
+/// What a string of the spool is.
+#[derive(Clone, Copy, Debug)]
+struct Met {
+    turn: u64,
+    id: i64,
+    class: Class,
+}
+
+/// Agents and referrers: from the spool's ids to the store's.
+#[derive(Debug)]
+struct Texts {
+    agents: Agents,
+    referrers: Referrers,
+    /// Those of the batch.
+    met_agents: HashMap<i64, Arc<Agent>>,
+    met_referrers: HashMap<i64, Arc<Referrer>>,
+    stored: HashSet<i64>,
+    stored_referrers: HashSet<i64>,
+    /// Counts batches: a [`Met`] of another one is not among those of this.
+    turn: u64,
+}
+
+/// What became of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Took {
+    All,
+    /// The batch is full: the rest of the block is the next one's.
+    Part,
+}
+
+impl Builder {
+    #[must_use]
+    pub fn new(settings: Settings, agents: Agents, referrers: Referrers) -> Self {
+        let texts = Texts {
+            agents,
+            referrers,
+            met_agents: HashMap::default(),
+            met_referrers: HashMap::default(),
+            stored: HashSet::default(),
+            stored_referrers: HashSet::default(),
+            turn: 0,
+        };
+        Self {
+            settings,
+            texts,
+            courses: BTreeMap::new(),
+            rows: Vec::new(),
+            orphans: Vec::new(),
+            refused: HashSet::default(),
+            oldest: None,
+        }
+    }
+
+    /// Begins a batch where the store stands; a source that is not named is at 0. Says whether the store has lost
+    /// something of what it had.
+    pub fn settle(&mut self, positions: &[Position]) -> bool {
+        let mut known: BTreeMap<Source, (u64, u64)> = BTreeMap::new();
+        for position in positions {
+            // What a ring gave up has no number.
+            let unnumbered = [Dropped::RingFull, Dropped::SpoolError].map(|why| position.drops[why as usize]);
+            let settled = position.stored + sum(&position.drops) - unnumbered[0] - unnumbered[1];
+            known.insert(position.source, (position.next, settled));
+            self.courses.entry(position.source).or_default();
+        }
+        let mut lost = false;
+        for (source, course) in &mut self.courses {
+            let (base, settled) = known.get(source).copied().unwrap_or_default();
+            lost |= base < course.base;
+            (course.base, course.settled, course.told) = (base, settled, None);
+        }
+        if lost {
+            self.texts.stored.clear();
+            self.texts.stored_referrers.clear();
+        }
+        self.restart();
+        lost
+    }
+
+    /// Forgets the batch: it will be made again.
+    pub fn restart(&mut self) {
+        for course in self.courses.values_mut() {
+            course.begin();
+        }
+        self.clear();
+    }
+
+    /// The batch is in the store, and the next one begins behind it. Its memory is used again.
+    pub fn stored(&mut self, batch: Batch) {
+        for course in self.courses.values_mut() {
+            course.told = course.tally();
+            course.base = course.next;
+            course.settled += course.stored + sum(&course.drops);
+            course.begin();
+        }
+        if !self.refused.is_empty() {
+            let courses = &self.courses;
+            self.refused.retain(|(source, number)| courses.get(source).is_none_or(|course| *number >= course.base));
+        }
+        if self.settings.raw {
+            self.rows = batch.rows;
+        }
+        self.orphans = batch.orphans;
+        self.texts.remember(&batch.agents, &batch.referrers);
+        self.clear();
+    }
+
+    fn clear(&mut self) {
+        self.rows.clear();
+        self.orphans.clear();
+        self.texts.met_agents.clear();
+        self.texts.met_referrers.clear();
+        self.texts.turn += 1;
+        self.oldest = None;
+    }
+
+    /// Leaves a row out from now on: the store refuses it.
+    pub fn refuse(&mut self, source: Source, number: u64) {
+        self.refused.insert((source, number));
+    }
+
+    /// The starts whose records or gaps were seen.
+    pub fn epochs(&self) -> impl Iterator<Item = Epoch> {
+        self.courses.keys().map(|source| source.epoch)
+    }
+
+    /// Whether the store has to be told anything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.courses.values().any(Course::moves)
+    }
+
+    /// Rows and orphans so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows.len() + self.orphans.len()
+    }
+
+    /// When what is oldest in the batch was written to the log.
+    #[must_use]
+    pub fn oldest(&self) -> Option<UnixMillis> {
+        self.oldest
+    }
+
+    /// Visits of links that were seen in the log, and that the store neither has nor knows to be lost.
+    #[must_use]
+    pub fn pending(&self) -> u64 {
+        self.courses.values().map(|course| course.most.saturating_sub(course.settled)).sum()
+    }
+
+    /// How a core stood at this place of the log, where all before it was read.
+    pub fn tally(&mut self, tally: &Tally) {
+        let course = self.courses.entry(tally.source).or_default();
+        course.read = tally.appended;
+        course.visits = Some(tally.visits);
+        course.most = course.most.max(tally.visits);
+        // Segments are read more than once: an older one says nothing new.
+        if course.tally.is_none_or(|last| last.appended <= tally.appended) {
+            course.tally = Some(*tally);
+        }
+    }
+
+    /// Records that the log has no more, as the reader found out.
+    pub fn gap(&mut self, source: Source, from: u64, to: u64, visits: u64, why: Dropped) {
+        let course = self.courses.entry(source).or_default();
+        course.arrive(from);
+        course.advance(from, to, visits);
+        if to > course.next {
+            // Of a part, the sums know more than the gap.
+            let lost = if from < course.next { visits.min(course.missing(to)) } else { visits };
+            course.give_up(to, lost, why);
+        }
+    }
+
+    /// Takes what the store does not have of a block, until the batch has `rows_max` rows.
+    pub fn records(&mut self, block: &Block<'_>, rows_max: usize) -> Took {
+        let (source, end) = (block.source, block.first + u64::from(block.count));
+        let course = self.courses.entry(source).or_default();
+        course.forget_strings(block);
+        course.arrive(block.first);
+        course.advance(block.first, end, u64::from(block.visits));
+        if end <= course.next {
+            return Took::All;
+        }
+        self.oldest = Some(self.oldest.map_or(block.written_at, |oldest| oldest.min(block.written_at)));
+        let mut bytes = block.records;
+        for number in block.first..end {
+            let Some((record, rest)) = split(bytes) else {
+                // Nothing behind it can be found.
+                course.give_up(end, u64::from(block.visits), Dropped::Corrupt);
+                break;
+            };
+            bytes = rest;
+            if number < course.next {
+                continue;
+            }
+            if self.rows.len() + self.orphans.len() >= rows_max {
+                return Took::Part;
+            }
+            course.next = number + 1;
+            let is_visit = record[6] != format::KIND_ORPHAN;
+            if !self.refused.is_empty() && self.refused.contains(&(source, number)) {
+                course.drops[Dropped::Refused as usize] += u64::from(is_visit);
+                continue;
+            }
+            let Ok((record, _)) = record::decode(record, source, number) else {
+                course.drops[Dropped::Corrupt as usize] += u64::from(is_visit);
+                continue;
+            };
+            let (agent, agent_class) = self.texts.agent(block, &mut course.agents, &record);
+            let class = match (record.kind, agent_class, self.settings.bots) {
+                (format::KIND_ORPHAN, ..) => Class::Orphan,
+                (_, Class::Bot, Bots::Drop) => {
+                    course.drops[Dropped::Bot as usize] += 1;
+                    continue;
+                }
+                (format::KIND_HEAD, ..) => Class::Head,
+                (format::KIND_PREFETCH, ..) => Class::Prefetch,
+                (_, Class::Bot, Bots::Count) => Class::Click,
+                (_, class, _) => class,
+            };
+            let row = Row {
+                link: LinkId(record.link),
+                at: clamp(record.at, block.written_at),
+                epoch: source.epoch.0,
+                core: source.core,
+                number,
+                class,
+                address: record.address,
+                visitor: record.visitor,
+                agent,
+                referrer: self.texts.referrer(block, &mut course.referrers, record.referrer),
+                request_id: request_id(record.request_id),
+            };
+            if class == Class::Orphan {
+                let domain = u16::try_from(record.link).unwrap_or(0);
+                // A code is ASCII; what is not came from a damaged ring.
+                let code = String::from_utf8_lossy(record.code).replace('\0', "\u{fffd}");
+                self.orphans.push(Orphan { domain, code, row });
+            } else {
+                course.stored += 1;
+                self.rows.push(row);
+            }
+        }
+        Took::All
+    }
+
+    /// The batch, to be stored. Then comes [`Builder::stored`] or [`Builder::restart`].
+    pub fn finish(&mut self) -> Batch {
+        // The order of the spool is that of time, nearly: only around midnight is there anything to sort.
+        if !self.rows.is_sorted_by_key(|row| rollup::day(row.at)) {
+            self.rows.sort_by_key(|row| rollup::day(row.at));
+        }
+        if !self.orphans.is_sorted_by_key(|orphan| rollup::day(orphan.row.at)) {
+            self.orphans.sort_by_key(|orphan| rollup::day(orphan.row.at));
+        }
+        let texts = &self.texts;
+        let mut batch = Batch {
+            rollups: rollup::roll_up(
+                &self.rows,
+                |id| texts.met_agents.get(&id).map(Arc::as_ref),
+                |id| texts.met_referrers.get(&id).map(Arc::as_ref),
+            ),
+            agents: texts.met_agents.values().filter(|agent| !texts.stored.contains(&agent.id)).cloned().collect(),
+            referrers: texts
+                .met_referrers
+                .values()
+                .filter(|one| !texts.stored_referrers.contains(&one.id))
+                .cloned()
+                .collect(),
+            ..Batch::default()
+        };
+        batch.agents.sort_unstable_by_key(|agent| agent.id);
+        batch.referrers.sort_unstable_by_key(|referrer| referrer.id);
+        for (source, course) in &self.courses {
+            if course.moves() {
+                let (stored, drops) = (course.stored, course.drops);
+                batch.ranges.push(Range { source: *source, from: course.base, to: course.next, stored, drops });
+                batch.tallies.extend(course.tally());
+            }
+        }
+        if self.settings.raw {
+            batch.rows = std::mem::take(&mut self.rows);
+            batch.orphans = std::mem::take(&mut self.orphans);
+        }
+        batch
+    }
+
+    /// The one row of a batch that has no other, with its agent and referrer: what the store refused.
+    #[must_use]
+    pub fn only<'a>(&'a self, batch: &'a Batch) -> Option<Refused<'a>> {
+        let (rows, orphans) =
+            if self.settings.raw { (&batch.rows, &batch.orphans) } else { (&self.rows, &self.orphans) };
+        let (row, code) = match (rows.as_slice(), orphans.as_slice()) {
+            ([row], []) => (row, None),
+            ([], [orphan]) => (&orphan.row, Some((orphan.domain, orphan.code.as_str()))),
+            _ => return None,
+        };
+        let agent = self.texts.met_agents.get(&row.agent).map(|agent| agent.text.as_str());
+        let referrer = self.texts.met_referrers.get(&row.referrer).map(|referrer| referrer.text.as_str());
+        Some(Refused { row, code, agent, referrer })
+    }
+}
+
+/// A row that the store refuses, with its texts.
+#[derive(Clone, Copy, Debug)]
+pub struct Refused<'a> {
+    pub row: &'a Row,
+    /// Of an orphan: domain and code.
+    pub code: Option<(u16, &'a str)>,
+    pub agent: Option<&'a str>,
+    pub referrer: Option<&'a str>,
+}
+
+impl Course {
+    fn begin(&mut self) {
+        (self.next, self.stored, self.drops) = (self.base, 0, Drops::default());
+    }
+
+    /// How it stands at the end of the batch.
+    fn tally(&self) -> Option<Tally> {
+        let visits = self.visits.filter(|_| self.read == self.next).unwrap_or_else(|| self.accounted());
+        self.tally.map(|tally| Tally { appended: self.next, visits, ..tally })
+    }
+
+    fn moves(&self) -> bool {
+        self.next > self.base || self.tally() != self.told
+    }
+
+    /// Visits of a link that the store has or has given up once the batch is stored.
+    fn accounted(&self) -> u64 {
+        self.settled + self.stored + sum(&self.drops)
+    }
+
+    /// An id may mean another text from this block on.
+    fn forget_strings(&mut self, block: &Block<'_>) {
+        if block.strings_reset {
+            self.agents.clear();
+            self.referrers.clear();
+        }
+        for id in block.strings_new {
+            self.agents.remove(id);
+            self.referrers.remove(id);
+        }
+    }
+
+    /// The log goes on at `from`. What is before it and not stored is no longer kept: the store has lost commits.
+    fn arrive(&mut self, from: u64) {
+        if from > self.next {
+            self.give_up(from, self.missing(from), Dropped::FailoverGap);
+        }
+    }
+
+    /// The log was read from `from` to `to`.
+    fn advance(&mut self, from: u64, to: u64, visits: u64) {
+        self.visits = self.visits.filter(|_| self.read == from).map(|before| before + visits);
+        self.read = to;
+        self.most = self.most.max(self.visits.unwrap_or(0));
+    }
+
+    /// Visits of a link from the end of the batch up to `to`: exact where the log's sums are known there, else as many as
+    /// there are records.
+    fn missing(&self, to: u64) -> u64 {
+        let known = self.visits.filter(|_| self.read == to);
+        known.map_or(to - self.next, |visits| visits.saturating_sub(self.accounted()))
+    }
+
+    fn give_up(&mut self, to: u64, visits: u64, why: Dropped) {
+        self.drops[why as usize] += visits.min(to - self.next);
+        self.next = to;
+    }
+}
+
+impl Texts {
+    fn agent(&mut self, block: &Block<'_>, met: &mut HashMap<u32, Met>, record: &Record<'_>) -> (i64, Class) {
+        if record.agent == 0 {
+            // Without an agent it is a tool, unless we did not keep it.
+            let unknown = record.not_tracked || record.no_agent_room;
+            return (0, if unknown { Class::Click } else { Class::Tool });
+        }
+        if let Some(met) = met.get(&record.agent).filter(|met| met.turn == self.turn) {
+            return (met.id, met.class);
+        }
+        let mut found = Met { turn: self.turn, id: 0, class: Class::Click };
+        if let Some(text) = block.string(record.agent) {
+            let agent = self.agents.look_up(text, rollup::day(block.written_at));
+            (found.id, found.class) = (agent.id, agent.class);
+            self.met_agents.entry(agent.id).or_insert(agent);
+        }
+        met.insert(record.agent, found);
+        (found.id, found.class)
+    }
+
+    fn referrer(&mut self, block: &Block<'_>, met: &mut HashMap<u32, Met>, string: u32) -> i64 {
+        if string == 0 {
+            return 0;
+        }
+        if let Some(met) = met.get(&string).filter(|met| met.turn == self.turn) {
+            return met.id;
+        }
+        let mut found = Met { turn: self.turn, id: 0, class: Class::Click };
+        if let Some(text) = block.string(string) {
+            let referrer = self.referrers.look_up(text, rollup::day(block.written_at));
+            found.id = referrer.id;
+            self.met_referrers.entry(referrer.id).or_insert(referrer);
+        }
+        met.insert(string, found);
+        found.id
+    }
+
+    fn remember(&mut self, agents: &[Arc<Agent>], referrers: &[Arc<Referrer>]) {
+        if self.stored.len() + self.stored_referrers.len() > STORED_TEXTS_MAX {
+            self.stored.clear();
+            self.stored_referrers.clear();
+        }
+        self.stored.extend(agents.iter().map(|agent| agent.id));
+        self.stored_referrers.extend(referrers.iter().map(|referrer| referrer.id));
+    }
+}
+
+fn sum(drops: &Drops) -> u64 {
+    drops.iter().sum()
+}
+
+/// The first record of `bytes`, by its length, and what is behind it.
+fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length = usize::from(u16::from_le_bytes(bytes.get(4..6)?.try_into().ok()?));
+    if length < format::RECORD_BYTES_MIN { None } else { bytes.split_at_checked(length) }
+}
+
+/// A clock may have been anywhere; when the log was written is near the truth.
+fn clamp(at: UnixMillis, written_at: UnixMillis) -> UnixMillis {
+    let written = written_at.0.clamp(FIRST_MS, LAST_MS);
+    UnixMillis(at.0.clamp(written - BEFORE_MS, written + AFTER_MS).clamp(FIRST_MS, LAST_MS))
+}
+
+fn request_id(id: record::RequestId<'_>) -> RequestId {
+    match id {
+        record::RequestId::None => RequestId::None,
+        record::RequestId::Packed(number) => RequestId::Packed(number),
+        record::RequestId::Written(written) => {
+            let mut bytes = [0; format::REQUEST_ID_BYTES_MAX];
+            let len = written.len().min(bytes.len());
+            bytes[..len].copy_from_slice(&written[..len]);
+            RequestId::Written { len: u8::try_from(len).expect("at most 64"), bytes }
+        }
+    }
 }

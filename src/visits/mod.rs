@@ -38,11 +38,24 @@
 
 pub mod agents;
 pub mod batch;
+pub mod dead;
 pub mod sink;
 pub mod spool;
 pub mod visitor;
 pub mod writer;
 
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+
+use self::spool::Chunk;
+use self::spool::format::{KIND_CLICK, KIND_HEAD, KIND_ORPHAN, KIND_PREFETCH};
+use self::spool::intern::Strings;
+use self::spool::record::{Record, RequestId};
+use self::spool::ring::RingWriter;
+use crate::config::KeptAddress;
+use crate::domain::time::UnixMillis;
 use crate::domain::visit::{Kind, Of, Visit};
 use crate::metrics::Counter;
 
@@ -98,17 +111,156 @@ impl Dropped {
 /// Visits that are given up, by [`Dropped::ALL`].
 pub type Drops = [u64; Dropped::ALL.len()];
 
-/// A core's way to record: what `http` knows of visits.
-#[derive(Clone, Copy, Debug)]
-pub struct Recorder<'a>(pub &'a Counts);
+/// Records of codes that lead nowhere, a second and core. Who guesses codes cannot fill the store with them.
+const ORPHANS_PER_SECOND: u32 = 100;
+/// Back is told where to look when this much is new, or the oldest of it is as old.
+const CHUNK_BYTES: u64 = 64 << 10;
+const CHUNK_MS: i64 = 20;
+const DAY_MS: i64 = 86_400_000;
 
-impl Recorder<'_> {
-    pub fn record(&self, visit: &Visit<'_>) {
+/// What every core records by.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub address: KeptAddress,
+    pub keys: Arc<visitor::Keys>,
+    pub chunks: Sender<Chunk>,
+}
+
+/// A core's way to record: what `http` knows of visits.
+#[derive(Debug, Default)]
+pub struct Recorder(Option<Spooling>);
+
+#[derive(Debug)]
+struct Spooling {
+    ring: RingWriter,
+    core: u16,
+    strings: Strings,
+    settings: Settings,
+    /// What back was not told of yet.
+    untold: Untold,
+    /// The second of the last orphan, and how many of its orphans were recorded.
+    orphans: (i64, u32),
+}
+
+#[derive(Debug, Default)]
+struct Untold {
+    from: u64,
+    position: u64,
+    visits: u32,
+    /// The time of its first record.
+    since: UnixMillis,
+}
+
+impl Recorder {
+    /// Records in `ring`, which is core `core`'s. The default counts, and records nothing.
+    #[must_use]
+    pub fn new(ring: RingWriter, core: u16, settings: Settings) -> Self {
+        let strings = Strings::new(&ring);
+        Self(Some(Spooling { ring, core, strings, settings, untold: Untold::default(), orphans: (0, 0) }))
+    }
+
+    /// Counts an answer that is about to leave, and records it: a kill after this loses nothing.
+    #[inline]
+    pub fn record(&mut self, counts: &Counts, visit: &Visit<'_>) {
         match visit.of {
-            Of::Link(_, Kind::Click) => self.0.click.add(1),
-            Of::Link(_, Kind::Head) => self.0.head.add(1),
-            Of::Link(_, Kind::Prefetch) => self.0.prefetch.add(1),
-            Of::Orphan(_) => self.0.orphan.add(1),
+            Of::Link(_, Kind::Click) => counts.click.add(1),
+            Of::Link(_, Kind::Head) => counts.head.add(1),
+            Of::Link(_, Kind::Prefetch) => counts.prefetch.add(1),
+            Of::Orphan(_) => counts.orphan.add(1),
+        }
+        if let Some(spooling) = &mut self.0 {
+            spooling.record(visit);
+        }
+    }
+}
+
+impl Spooling {
+    fn record(&mut self, visit: &Visit<'_>) {
+        let mut code = [0; _];
+        let (kind, link, code) = match &visit.of {
+            Of::Link(link, Kind::Click) => (KIND_CLICK, link.0, &[][..]),
+            Of::Link(link, Kind::Head) => (KIND_HEAD, link.0, &[][..]),
+            Of::Link(link, Kind::Prefetch) => (KIND_PREFETCH, link.0, &[][..]),
+            Of::Orphan(Some(key)) if self.may_record_orphan(visit.at) => {
+                (KIND_ORPHAN, u64::from(key.domain.0), key.code.bytes(&mut code))
+            }
+            Of::Orphan(_) => return self.ring.leave_out_orphan(),
+        };
+        let plain = Record {
+            kind,
+            link,
+            at: visit.at,
+            visitor: 0,
+            agent: 0,
+            referrer: 0,
+            address: None,
+            request_id: RequestId::None,
+            code,
+            not_tracked: visit.not_tracked,
+            no_agent_room: false,
+        };
+        let record = if visit.not_tracked {
+            plain
+        } else {
+            let agent = self.strings.intern(&mut self.ring, visit.agent);
+            let referrer = self.strings.intern(&mut self.ring, visit.referrer);
+            let client = visit.client.to_canonical();
+            Record {
+                visitor: self.settings.keys.visitor(visit.at.0.div_euclid(DAY_MS), client, agent.fixed_hash),
+                agent: agent.id,
+                referrer: referrer.id,
+                address: kept(client, self.settings.address),
+                request_id: RequestId::new(visit.request_id),
+                no_agent_room: agent.no_room || referrer.no_room,
+                ..plain
+            }
+        };
+        if self.ring.append(&record) {
+            self.tell(visit.at, kind != KIND_ORPHAN);
+        }
+    }
+
+    fn may_record_orphan(&mut self, at: UnixMillis) -> bool {
+        let second = at.0.div_euclid(1000);
+        if self.orphans.0 != second {
+            self.orphans = (second, 0);
+        }
+        let may = self.orphans.1 < ORPHANS_PER_SECOND;
+        self.orphans.1 += u32::from(may);
+        may
+    }
+
+    /// Tells back, now and then, that there is something new.
+    fn tell(&mut self, at: UnixMillis, visit: bool) {
+        let untold = &mut self.untold;
+        let to = self.ring.appended();
+        if to - untold.from == 1 {
+            untold.since = at;
+        }
+        untold.visits += u32::from(visit);
+        let position = self.ring.position();
+        // Redirects that waited for the store are older than what was recorded meanwhile; and the clock may step back.
+        if position - untold.position < CHUNK_BYTES && (at.0 - untold.since.0).abs() < CHUNK_MS {
+            return;
+        }
+        // A hint that finds the channel full is one of many: back is busy, and looks by itself.
+        let _ = self.settings.chunks.try_send(Chunk { core: self.core, from: untold.from, to, visits: untold.visits });
+        *untold = Untold { from: to, position, visits: 0, since: at };
+    }
+}
+
+/// As much of an address as may be kept.
+fn kept(client: IpAddr, how: KeptAddress) -> Option<IpAddr> {
+    match (how, client) {
+        (KeptAddress::Nothing, _) => None,
+        (KeptAddress::Full, client) => Some(client),
+        (KeptAddress::Truncated, IpAddr::V4(v4)) => {
+            let [a, b, c, _] = v4.octets();
+            Some(IpAddr::from([a, b, c, 0]))
+        }
+        (KeptAddress::Truncated, IpAddr::V6(v6)) => {
+            let [a, b, c, ..] = v6.segments();
+            Some(IpAddr::from([a, b, c, 0, 0, 0, 0, 0]))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A hit on `hot` allocates nothing: counted on the thread that serves it.
+//! A hit on `hot` that is recorded allocates nothing: counted on the thread that serves it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -8,12 +8,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use tokio::sync::mpsc;
 use waypost::accept::connection::{self, Connection, Desk};
+use waypost::config::KeptAddress;
 use waypost::domain::key::{Case, Code, DomainId, Key};
 use waypost::domain::link::{Entry, LinkId, Rules};
 use waypost::domain::target::Target;
+use waypost::domain::time::UnixMillis;
 use waypost::guard::address::Trusted;
 use waypost::http::route::Surface;
 use waypost::http::site::{DomainSite, Pages, Site};
@@ -21,6 +23,8 @@ use waypost::http::{Front, Shared, Via};
 use waypost::resolve::ask::Ask;
 use waypost::resolve::value::StoredAsOf;
 use waypost::resolve::{Defaults, Memory, Resolver};
+use waypost::visits::spool::{CHUNKS_MAX, Epoch, Source, format, record, ring};
+use waypost::visits::{Recorder, Settings, visitor};
 
 struct Counting;
 
@@ -57,7 +61,8 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 const REQUEST: &[u8] = b"GET /launch HTTP/1.1\r\nHost: sho.rt\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n\
-    Accept: text/html,application/xhtml+xml\r\nReferer: https://news.example.org/7\r\n\r\n";
+    Accept: text/html,application/xhtml+xml\r\nReferer: https://news.example.org/7\r\nX-Forwarded-For: 203.0.113.7\r\n\
+    X-Request-Id: 0123456789abcdef0123456789abcdef\r\n\r\n";
 
 fn memory() -> (Arc<Memory>, Key) {
     let memory = Arc::new(Memory::new(8 << 20, 1, Duration::from_secs(2), StoredAsOf { generation: 0, position: 0 }));
@@ -68,14 +73,21 @@ fn memory() -> (Arc<Memory>, Key) {
     (memory, key)
 }
 
-fn front(memory: Arc<Memory>) -> Front {
+fn front(memory: Arc<Memory>, recorder: Recorder) -> Front {
     let site = Site {
         case: Case::Sensitive,
         default_domain: DomainSite::default(),
         domains: std::collections::HashMap::default(),
         pages: Pages::default(),
     };
-    let shared = Shared { site, trusted: Trusted::default(), warned: false.into(), access_log: false };
+    let shared = Shared {
+        site,
+        trusted: Trusted::new(vec!["127.0.0.1/32".parse().unwrap()]),
+        warned: false.into(),
+        access_log: false,
+        request_id_header: Some(HeaderName::from_static("x-request-id")),
+        honour_dnt: true,
+    };
     let defaults = Defaults {
         status: StatusCode::TEMPORARY_REDIRECT,
         cache_control: HeaderValue::from_static("private, max-age=0"),
@@ -83,7 +95,7 @@ fn front(memory: Arc<Memory>) -> Front {
         forward_query: true,
     };
     let ask = Ask::new(0, mpsc::channel(1).0, mpsc::channel(1).1);
-    Front::new(Arc::new(shared), Resolver::new(memory, ask, defaults), mpsc::channel(1).0, Arc::default())
+    Front::new(Arc::new(shared), Resolver::new(memory, ask, defaults), mpsc::channel(1).0, Arc::default(), recorder)
 }
 
 /// Serves `requests` on one connection and returns how often this thread allocated.
@@ -122,11 +134,33 @@ fn serve(front: &Rc<Front>, requests: usize) -> u64 {
 #[test]
 fn a_hit_allocates_nothing() {
     let (memory, _) = memory();
-    let front = Rc::new(front(memory));
+    let folder = tempfile::tempdir().unwrap();
+    let source = Source { epoch: Epoch(7), core: 0 };
+    let about = ring::About { source, spool: 0, made_at: UnixMillis(0) };
+    let (writer, mut reader) = ring::create(&folder.path().join("core-0.ring"), 1 << 20, &about).unwrap();
+    let keys = Arc::<visitor::Keys>::default();
+    keys.set(visitor::EVERY_DAY, [1, 2]);
+    let (chunks, news) = crossbeam_channel::bounded(CHUNKS_MAX);
+    let settings = Settings { address: KeptAddress::Truncated, keys, chunks };
+    let front = Rc::new(front(memory, Recorder::new(writer, 0, settings)));
     // The first answers come from the shards, until the link has its place in `hot`.
     serve(&front, 10);
     let (fewer, more) = (serve(&front, 1000), serve(&front, 3000));
     // Whether the first request is there when the connection begins is chance, and may cost it one.
     assert!(more.abs_diff(fewer) <= 2, "{fewer} allocations for 1,000 hits on a connection, {more} for 3,000");
     assert!((1..100).contains(&fewer), "the connection itself does allocate: {fewer}");
+
+    // Each of them was recorded, with all that there is to say.
+    let mut records = Vec::new();
+    assert_eq!(reader.read(&mut records, usize::MAX), ring::Read { first: 0, count: 4010, visits: 4010 });
+    assert!(news.try_iter().all(|chunk| chunk.to <= 4010));
+    let (last, _) = record::decode(&records[records.len() - 64..], source, 4009).unwrap();
+    assert_eq!((last.kind, last.link, last.address), (format::KIND_CLICK, 1, Some([203, 0, 113, 0].into())));
+    assert_eq!(last.request_id, record::RequestId::Packed(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef));
+    assert_ne!(last.visitor, 0);
+    for (id, want) in [(last.agent, "Mozilla/5.0 (X11; Linux x86_64)"), (last.referrer, "https://news.example.org/7")] {
+        let mut text = Vec::new();
+        assert!(reader.string(id, &mut text));
+        assert_eq!(text, want.as_bytes());
+    }
 }

@@ -23,7 +23,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio_postgres::Socket;
 use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs};
 use tokio_postgres::tls::MakeTlsConnect;
@@ -45,7 +45,7 @@ const LIFETIME_JITTER_PERMILLE: u64 = 200;
 
 /// How to reach one server.
 #[derive(Clone)]
-pub(super) struct Connector {
+pub(crate) struct Connector {
     /// One for each host, in the order in which they are tried.
     hosts: Vec<tokio_postgres::Config>,
     tls: MakeRustlsConnect,
@@ -82,7 +82,7 @@ impl Canceller {
 
 impl Connector {
     /// `key` names the URL in errors, which are all [`Error::Schema`]: a URL or a file that cannot be read.
-    pub(super) fn new(key: &str, url: &ServiceUrl, settings: &config::Postgres) -> Result<Self> {
+    pub(crate) fn new(key: &str, url: &ServiceUrl, settings: &config::Postgres) -> Result<Self> {
         let wrong = |why: String| Error::Schema(format!("{key}: {why}"));
         let (rest, tls) = Tls::take_out_of(url.expose()).map_err(wrong)?;
         let mut config: tokio_postgres::Config = rest.parse().map_err(|error: tokio_postgres::Error| {
@@ -105,7 +105,7 @@ impl Connector {
     }
 
     /// For a server that is written to: of several hosts, the one that takes writes.
-    pub(super) fn primary(mut self) -> Self {
+    pub(crate) fn primary(mut self) -> Self {
         if self.hosts.len() > 1 {
             for host in &mut self.hosts {
                 host.target_session_attrs(TargetSessionAttrs::ReadWrite);
@@ -142,7 +142,16 @@ impl Connector {
     }
 
     /// One connection beside the pool. `heard` is called for each notification, and dropped when the connection ends.
-    pub(super) async fn connect(&self, mut heard: impl FnMut() + Send + 'static) -> Result<tokio_postgres::Client> {
+    pub(super) async fn connect(&self, heard: impl FnMut() + Send + 'static) -> Result<tokio_postgres::Client> {
+        Ok(self.connect_closable(heard).await?.0)
+    }
+
+    /// The same, with the handle that closes it at once. To drop the client is not enough: the connection stays until
+    /// every answer has come, which a silent server never sends.
+    pub(crate) async fn connect_closable(
+        &self,
+        mut heard: impl FnMut() + Send + 'static,
+    ) -> Result<(tokio_postgres::Client, AbortHandle)> {
         let connecting = tokio::time::timeout(self.limit(), self.any_host());
         let (client, mut connection) = connecting
             .await
@@ -150,7 +159,7 @@ impl Connector {
                 Error::Unavailable("postgres did not take a connection within postgres.connect_timeout".into())
             })?
             .map_err(|error| explain(&error))?;
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             loop {
                 match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
                     Some(Ok(tokio_postgres::AsyncMessage::Notification(_))) => heard(),
@@ -160,7 +169,7 @@ impl Connector {
                 }
             }
         });
-        Ok(client)
+        Ok((client, task.abort_handle()))
     }
 }
 

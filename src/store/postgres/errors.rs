@@ -15,7 +15,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::store::Error;
 
-pub(super) fn code(error: &Failure) -> Option<&str> {
+pub(crate) fn code(error: &Failure) -> Option<&str> {
     error.code().map(SqlState::code)
 }
 
@@ -31,11 +31,11 @@ pub(super) fn spares_connection(error: &Failure) -> bool {
 
 /// Whether it is the server's word about a statement, which then did nothing. A connection that is lost (class 08, a
 /// pooler's word for it too) or was ended (57P0x) says nothing of what was sent on it.
-pub(super) fn refuses_statement(error: &Failure) -> bool {
+pub(crate) fn refuses_statement(error: &Failure) -> bool {
     code(error).is_some_and(|code| !code.starts_with("08") && !code.starts_with("57P0"))
 }
 
-pub(super) fn explain(error: &Failure) -> Error {
+pub(crate) fn explain(error: &Failure) -> Error {
     let why = text(error);
     let Some(code) = code(error) else {
         let by_io = error.source().is_some_and(|cause| cause.is::<io::Error>());

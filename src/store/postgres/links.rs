@@ -255,7 +255,7 @@ impl Inner {
     }
 
     /// From the standby, if there is one, it answers and it is not too far behind.
-    async fn read_lately(&self, reading: Reading, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+    pub(super) async fn read_lately(&self, reading: Reading, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
         if let (Reading::Lately, Some(replica)) = (reading, &self.replica) {
             let asking = self.within(self.lookup_timeout, replica, LAG, &[]);
             let lag = limited(self.lookup_timeout, asking).await;

@@ -17,8 +17,10 @@ use crate::config;
 use crate::store::schema::{self, Applied, Migration};
 use crate::store::{Error, Result};
 
-pub const MIGRATIONS: [Migration; 1] =
-    [Migration { number: 1, name: "links", sql: include_str!("../../../migrations/postgres/0001_links.sql") }];
+pub const MIGRATIONS: [Migration; 2] = [
+    Migration { number: 1, name: "links", sql: include_str!("../../../migrations/postgres/0001_links.sql") },
+    Migration { number: 2, name: "visits", sql: include_str!("../../../migrations/postgres/0002_visits.sql") },
+];
 
 pub(super) const APPLIED: &str = "SELECT number::int8, checksum FROM schema_migrations ORDER BY number";
 
@@ -59,18 +61,20 @@ pub async fn grants(settings: &config::Postgres, role: &str) -> Result<()> {
     let schema = schema.first().map(|row| get::<Option<&str>>(row, 0)).transpose()?.flatten();
     let (schema, role) = (quote(schema.unwrap_or("public")), quote(role));
     let tables = TABLES.map(|table| format!("{schema}.{table}")).join(", ");
+    let functions = FUNCTIONS.map(|function| format!("{schema}.{function}")).join(", ");
     run(
         &client,
         &format!(
             "GRANT USAGE ON SCHEMA {schema} TO {role};
              GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {role};
+             GRANT EXECUTE ON FUNCTION {functions} TO {role};
              GRANT SELECT ON {schema}.schema_migrations TO {role}"
         ),
     )
     .await
 }
 
-const TABLES: [&str; 15] = [
+const TABLES: [&str; 22] = [
     "settings",
     "domains",
     "links",
@@ -86,7 +90,16 @@ const TABLES: [&str; 15] = [
     "warm_requests",
     "warm_reports",
     "instances",
+    "visits",
+    "orphan_visits",
+    "agents",
+    "referrers",
+    "spool_positions",
+    "spool_drops",
+    "link_days",
 ];
+/// What the owner does for a role that owns nothing.
+const FUNCTIONS: [&str; 3] = ["add_visit_day(integer)", "drop_visit_day(integer)", "index_visit_day(integer)"];
 
 /// An identifier as SQL reads it, whatever is in it.
 fn quote(name: &str) -> String {

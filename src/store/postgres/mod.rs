@@ -14,8 +14,8 @@
 //! Links change in one way only, see `Inner::write`: lock the row of the feed, change, give versions from that row, update
 //! it, commit. The order of commits is the order of versions, and no version is left out.
 
-mod connect;
-mod errors;
+pub(crate) mod connect;
+pub(crate) mod errors;
 mod insert;
 mod leases;
 mod links;
@@ -23,6 +23,7 @@ mod listen;
 mod migrate;
 mod moving;
 mod settings;
+mod stats;
 mod warm;
 
 use std::future::Future;

@@ -296,7 +296,7 @@ fn applied(db: &Connection) -> Result<Vec<Applied>> {
     Ok(read().map_err(explain)?.unwrap_or_default())
 }
 
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection> {
+pub(crate) fn connect(path: &Path, flags: OpenFlags) -> Result<Connection> {
     let open = || -> rusqlite::Result<Connection> {
         let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         db.busy_timeout(Duration::from_millis(BUSY_MS))?;
@@ -325,7 +325,7 @@ fn prepare_to_write(db: &Connection) -> Result<()> {
 
 /// Whether to try again is known here alone.
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
-fn explain(error: rusqlite::Error) -> Error {
+pub(crate) fn explain(error: rusqlite::Error) -> Error {
     let transient = matches!(
         error.sqlite_error_code(),
         Some(

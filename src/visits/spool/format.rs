@@ -15,15 +15,15 @@
 //! | 32 | 8 | size of the file |
 //! | 40 | 8 | when it was made, milliseconds since 1970 |
 //! | 64 | 8 | `head`: position behind the last record, written last by the core |
-//! | 72 | 8 | `appended`: records so far; the number of the next one |
-//! | 80 | 8 | `visits`: those of them that are visits of a link |
+//! | 72 | 8 | `visits`: records so far that are visits of a link |
+//! | 80 | 8 | orphans that were recorded; with `visits`, `appended`: the number of the next record |
 //! | 88 | 8 | visits that found the ring full |
 //! | 96 | 8 | visits that found the ring full while the log could not be written |
 //! | 104 | 8 | orphans that were not recorded |
-//! | 112 | 8 | generation of the strings in the first half, counting from 1; 0: none yet |
-//! | 120 | 8 | the same of the second half |
+//! | 112 | 8 | generation of the strings in the first half: 1, 3, 5 …; 0: none yet |
+//! | 120 | 8 | the same of the second half: 2, 4, 6 … |
 //! | 192 | 8 | `tail`: position behind the last record that the log has, written by back |
-//! | 200 | 8 | the number of the record at `tail` |
+//! | 200 | 8 | the number of the record at `tail`, written before it |
 //! | 208 | 8 | 1 while the log cannot be written, written by back |
 //! | 4096 | ring_size / 8 | strings: two halves |
 //! | then | the rest | records |
@@ -56,7 +56,8 @@
 //! | then | – | of an orphan: its code |
 //! | then | – | zeros up to a multiple of 8 |
 //!
-//! The first word (checksum, length, kind, flags) is the commit word: it is written last, and `head` after it.
+//! The first word (checksum, length, kind, flags) is the commit word: it is written last, and after it the one count that
+//! the record changes (at 72 or 80), then `head`. A kill between them leaves a record too many for the counts, never two.
 //! Flags: bits 0–1 the address (0 none, 1 IPv4, 2 IPv6 of 48 bits, 3 IPv6); bit 2 the request id is packed (32
 //! hexadecimal digits in lower case); bit 3 [`NO_AGENT_ROOM`]; bit 4 the visitor asked not to be tracked (nothing of them is in the record).
 //!
@@ -72,7 +73,8 @@
 //! | 16 | 8 | epoch |
 //! | 24 | 8 | the segment's number, also in its name |
 //! | 32 | 8 | when it was made, milliseconds since 1970 |
-//! | 40 | 24 | 0 |
+//! | 40 | 8 | the oldest segment whose unsynced blocks are repeated here, after a write or sync of it failed; 0: none |
+//! | 48 | 16 | 0 |
 //!
 //! **Block**, at a multiple of 8:
 //!
@@ -84,20 +86,24 @@
 //! | 9 | 1 | 0 |
 //! | 10 | 2 | core |
 //! | 12 | 4 | records: how many; tally: 0 |
-//! | 16 | 8 | number of the first record; tally: `appended` |
+//! | 16 | 8 | number of the first record; tally: of the next record that the log gets |
 //! | 24 | 8 | when it was written, milliseconds since 1970 |
 //! | 32 | 4 | records: bytes of the strings; tally: 0 |
 //! | 36 | 4 | records: visits of a link among them; tally: 0 |
-//! | 40 | – | records: the strings that they use and that this segment has not had yet (each: 4 bytes id, then as in the ring), then the records as they lay in the ring. Tally: `visits`, then dropped by ring_full, by spool_error, and orphans not recorded: four numbers of 8 bytes |
+//! | 40 | 8 | visits of a link among all records before that number: what a gap before it has lost is known exactly |
+//! | 48 | – | records: the strings that they use and that this segment has not had yet (each: 4 bytes id, 2 bytes length, the bytes, zeros up to a multiple of 8), then the records as they lay in the ring. Tally: dropped by ring_full, by spool_error, and orphans not recorded: three numbers of 8 bytes |
 //!
 //! Every segment begins with a tally of each core: where its numbers stand is known without reading what was before. A
 //! string that comes again with the same id replaces it. A block whose checksum is wrong ends what can be read of its
-//! segment, but for blocks behind it that are found by their checksum at a multiple of 8.
+//! segment, but for blocks behind it that are found by their checksum at a multiple of 8. Blocks may come again (see
+//! `repeats` in the header): a reader skips the numbers that it has had, and in a segment that a later one repeats it waits
+//! for that one instead of calling a hole a loss.
 //!
 //! # `lost.ndjson`
 //!
 //! One line for each segment that was given up, synced before the segment goes:
-//! `{"segment", "reason": "spool_full", "sources": [{"epoch", "core", "from", "to", "visits"}], "links": {"id": visits}}`.
+//! `{"segment", "reason": "spool_full", "sources": [{"epoch", "core", "from", "to", "before", "visits"}], "links": {"id": visits}}`;
+//! `before` counts the visits of all records before `from`. A segment that has a line here is not read, should it still be there.
 
 /// Of ring and log together.
 pub const VERSION: u32 = 1;
@@ -133,6 +139,8 @@ pub const NO_AGENT_ROOM: u8 = 1 << 3;
 pub const NOT_TRACKED: u8 = 1 << 4;
 
 pub const SEGMENT_HEADER_BYTES: usize = 64;
-pub const BLOCK_HEADER_BYTES: usize = 40;
+pub const BLOCK_HEADER_BYTES: usize = 48;
+/// What claims to be longer is no block.
+pub const BLOCK_BYTES_MAX: usize = 64 << 20;
 pub const BLOCK_RECORDS: u8 = 1;
 pub const BLOCK_TALLY: u8 = 2;

@@ -10,15 +10,19 @@
 //! `DATA/spool/lost.ndjson`; rings in `<spool.ring>/waypost-<epoch, 16 hexadecimal digits>/core-<n>.ring`.
 
 pub mod copy;
+pub mod disk;
 pub mod format;
 pub mod intern;
+pub mod live;
 pub mod log;
+pub mod lost;
 pub mod map;
 pub mod read;
 pub mod record;
 pub mod recovery;
 pub mod retain;
 pub mod ring;
+pub mod segment;
 
 /// One start of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,0 +1,200 @@
+//! Reading `visits.db`, where the embedded store has visits and what is added up of them.
+//!
+//! Connections only read, have the links' file attached as `links_db`, and wait for nobody: the file has a write-ahead log.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+use tokio::sync::Semaphore;
+
+use super::{DAYS_MAX, DayRow, Days, Kinds, LinkRows, Totals};
+use crate::domain::key::DomainId;
+use crate::domain::link::LinkId;
+use crate::domain::time::UnixMillis;
+use crate::domain::visit::Class;
+use crate::stats::export::Exported;
+use crate::store::sqlite::{connect, explain};
+use crate::store::{Error, Result};
+use crate::visits::sink::Account;
+
+/// Connections that read at once.
+const READERS_MAX: usize = 4;
+
+/// A handle.
+#[derive(Clone, Debug)]
+pub struct Sqlite(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    visits: PathBuf,
+    links: PathBuf,
+    idle: Mutex<Vec<Connection>>,
+    reading: Semaphore,
+}
+
+impl Sqlite {
+    /// `visits.db` beside the file of links; it is opened when something is read.
+    #[must_use]
+    pub fn beside(links: &Path) -> Self {
+        Self(Arc::new(Shared {
+            visits: links.with_file_name("visits.db"),
+            links: links.to_owned(),
+            idle: Mutex::default(),
+            reading: Semaphore::new(READERS_MAX),
+        }))
+    }
+
+    /// Runs `work` in one read transaction; what it returns is empty where there is no file yet.
+    pub(crate) async fn read<T: Default + Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let _reading = self.0.reading.acquire().await.map_err(|_| Error::Broken("it is closed".into()))?;
+        let this = self.clone();
+        let task = tokio::task::spawn_blocking(move || this.read_here(work));
+        task.await.map_err(|error| Error::Broken(format!("a read ended early: {error}")))?
+    }
+
+    /// The same on the caller's own thread, which waits for the disk.
+    pub(crate) fn read_here<T: Default>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        let idle = self.0.idle.lock().expect("nobody panics with it").pop();
+        let mut db = match idle {
+            Some(db) => db,
+            None if !self.0.visits.exists() => return Ok(T::default()),
+            None => self.connect()?,
+        };
+        let transaction = db.transaction().map_err(explain)?;
+        let value = work(&transaction).map_err(explain)?;
+        transaction.commit().map_err(explain)?;
+        self.0.idle.lock().expect("nobody panics with it").push(db);
+        Ok(value)
+    }
+
+    fn connect(&self) -> Result<Connection> {
+        let db = connect(&self.0.visits, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let links = self.0.links.to_str();
+        let links = links.ok_or_else(|| Error::Broken(format!("{}: its path is no text", self.0.links.display())))?;
+        db.execute("ATTACH ?1 AS links_db", [links]).map_err(explain)?;
+        Ok(db)
+    }
+}
+
+fn kinds(row: &Row<'_>, first: usize) -> rusqlite::Result<Kinds> {
+    let mut kinds = Kinds::default();
+    for (column, count) in kinds.iter_mut().enumerate() {
+        *count = row.get(first + column)?;
+    }
+    Ok(kinds)
+}
+
+pub(super) fn link(db: &Connection, link: LinkId, days: Days) -> rusqlite::Result<LinkRows> {
+    let totals = db
+        .prepare_cached(
+            "SELECT clicks, tools, bots, heads, prefetches, first_at, last_at, sketch FROM link_totals
+             WHERE link_id = ?1",
+        )?
+        .query_row([link.0], |row| {
+            Ok(Totals {
+                kinds: kinds(row, 0)?,
+                first_at: row.get::<_, Option<i64>>(5)?.map(UnixMillis),
+                last_at: row.get::<_, Option<i64>>(6)?.map(UnixMillis),
+                sketch: row.get(7)?,
+            })
+        })
+        .optional()?
+        .unwrap_or_default();
+    let sketch = if days.sketches { "sketch" } else { "x''" };
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT day, clicks, tools, bots, heads, prefetches, {sketch} FROM link_days
+         WHERE link_id = ?1 AND day BETWEEN ?2 AND ?3 ORDER BY day DESC LIMIT {DAYS_MAX}"
+    ))?;
+    let rows = statement.query_map(params![link.0, days.from, days.to], |row| {
+        Ok(DayRow { day: row.get(0)?, kinds: kinds(row, 1)?, sketch: row.get(6)? })
+    })?;
+    Ok(LinkRows { totals, days: rows.collect::<rusqlite::Result<_>>()? })
+}
+
+pub(super) fn accounts(db: &Connection) -> rusqlite::Result<Vec<Account>> {
+    let mut statement = db.prepare_cached(
+        "SELECT instance, sum(answered), sum(stored), max(at) FROM spool_positions GROUP BY instance ORDER BY instance",
+    )?;
+    let sums = statement.query_map([], |row| {
+        Ok(Account {
+            instance: row.get(0)?,
+            answered: row.get(1)?,
+            stored: row.get(2)?,
+            drops: Default::default(),
+            at: UnixMillis(row.get(3)?),
+        })
+    })?;
+    let sums = sums.collect::<rusqlite::Result<_>>()?;
+    let mut statement = db.prepare_cached(
+        "SELECT instance, reason, sum(visits) FROM spool_drops JOIN spool_positions USING (epoch, core)
+         GROUP BY instance, reason",
+    )?;
+    let drops = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    Ok(super::accounts(sums, drops.collect::<rusqlite::Result<_>>()?))
+}
+
+/// The kind of an orphan is in no row; numbers as those of `domain::visit::Class`.
+const EXPORT: &str = "SELECT v.at, coalesce(l.domain_id, v.domain_id, 0), coalesce(l.code, v.code, ''), v.kind, v.address, a.text,
+    r.text, v.country, v.request_id, v.epoch
+  FROM (
+    SELECT link_id, NULL AS domain_id, NULL AS code, at, epoch, agent_id, referrer_id, kind, address, country, request_id
+      FROM visits
+    UNION ALL
+    SELECT NULL, domain_id, code, at, epoch, agent_id, referrer_id, 5, address, country, request_id FROM orphan_visits
+  ) AS v
+  LEFT JOIN links_db.links l ON l.id = v.link_id
+  LEFT JOIN agents a ON a.id = v.agent_id
+  LEFT JOIN referrers r ON r.id = v.referrer_id
+  ORDER BY v.at";
+
+impl Sqlite {
+    /// Every visit, oldest first, `page` of them at a time, until `take` wants no more. Waits for the disk, and for
+    /// `take`.
+    pub(crate) fn export(&self, page: usize, mut take: impl FnMut(Vec<Exported>) -> bool) -> Result<()> {
+        self.read_here(|db| {
+            let mut statement = db.prepare(EXPORT)?;
+            let mut rows = statement.query([])?;
+            let mut visits = Vec::with_capacity(page);
+            while let Some(row) = rows.next()? {
+                visits.push(exported(row)?);
+                if visits.len() == page && !take(std::mem::replace(&mut visits, Vec::with_capacity(page))) {
+                    return Ok(());
+                }
+            }
+            if !visits.is_empty() {
+                take(visits);
+            }
+            Ok(())
+        })
+    }
+}
+
+fn exported(row: &Row<'_>) -> rusqlite::Result<Exported> {
+    let out_of_range = |column, value| rusqlite::Error::IntegralValueOutOfRange(column, value);
+    let kind: i64 = row.get(3)?;
+    let class = usize::try_from(kind).ok().and_then(|kind| Class::ALL.get(kind).copied());
+    let address: Option<Vec<u8>> = row.get(4)?;
+    Ok(Exported {
+        at: UnixMillis(row.get(0)?),
+        domain: DomainId(row.get(1)?),
+        code: row.get(2)?,
+        kind: class.ok_or_else(|| out_of_range(3, kind))?,
+        address: address.and_then(|bytes| address_of(&bytes)).map(|address| address.to_string()),
+        user_agent: row.get(5)?,
+        referrer: row.get(6)?,
+        country: row.get(7)?,
+        request_id: row.get(8)?,
+        epoch: row.get::<_, i64>(9)?.cast_unsigned(),
+    })
+}
+
+/// Of 4 or 16 bytes.
+fn address_of(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}

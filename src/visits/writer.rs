@@ -1,1 +1,0 @@
-//! The writer: from the log to the sink, exactly once.
