@@ -138,7 +138,10 @@ impl Instance {
             started: time::monotonic(),
             started_at: now,
             limited: AtomicU64::new(0),
-            noted: Mutex::new(Noted { since: Default::default(), samples: [Sample { at: now, ..Sample::default() }; 2] }),
+            noted: Mutex::new(Noted {
+                since: Default::default(),
+                samples: [Sample { at: now, ..Sample::default() }; 2],
+            }),
         }
     }
 

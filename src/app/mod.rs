@@ -196,11 +196,8 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         honour_dnt: config.privacy.honour_dnt,
     });
     let (calls, called) = mpsc::channel(call::CALLS_MAX);
-    let reader = api::stats::Reader::new(
-        Stats::of(&store),
-        config.stats.public || config.shorten.open,
-        config.privacy.visitor,
-    );
+    let reader =
+        api::stats::Reader::new(Stats::of(&store), config.stats.public || config.shorten.open, config.privacy.visitor);
     let api = Api {
         store,
         links,

@@ -18,8 +18,8 @@ use super::query::{Sqlite, Stats};
 use crate::domain::key::DomainId;
 use crate::domain::time::UnixMillis;
 use crate::domain::visit::Class;
-use crate::store::postgres::Postgres;
 use crate::store::Result;
+use crate::store::postgres::Postgres;
 use crate::table::{Format, guard};
 
 /// Visits that are read at a time.

@@ -290,12 +290,8 @@ impl Current {
                 self.defined.insert((piece.core, *id), Arc::clone(string));
             }
         }
-        let body = Body::Records {
-            count: piece.count,
-            visits: piece.visits,
-            strings: &strings,
-            records: &piece.records,
-        };
+        let body =
+            Body::Records { count: piece.count, visits: piece.visits, strings: &strings, records: &piece.records };
         let (number, before) = (piece.begin.number, piece.begin.visits);
         Block { core: piece.core, number, before, written_at: piece.written_at, body }.encode(epoch, self.number, out);
     }

@@ -129,7 +129,7 @@ fn check_calls(kept: Kept, faults: &[&[&str]]) {
     let mut shown = String::new();
     for fault in faults {
         let spooled = || server.metric("waypost_visits_spooled_total", &[]);
-        let tracer = trace::tamper(&server, "waypost-spool", fault);
+        let tracer = trace::tamper(&server, &trace::LOG, fault);
         let mut seen = false;
         throughout(Duration::from_millis(800), || {
             redirects(&server);
@@ -192,7 +192,7 @@ fn a_slow_disk() {
     let stand = Stand::new(Kept::Postgres, "");
     let server = stand.start();
     let load = stand.load(300, 8);
-    let _slow = trace::tamper(&server, "waypost-spool", &[&format!("fdatasync:delay_enter={}", SYNC.as_micros())]);
+    let _slow = trace::tamper(&server, &trace::LOG, &[&format!("fdatasync:delay_enter={}", SYNC.as_micros())]);
     let mut client = server.connect();
     let mut times = Vec::new();
     throughout(3 * SYNC, || {

@@ -118,12 +118,12 @@ impl Campaign {
             }
             Moment::Log => {
                 let (call, most) = *[("write", 40), ("fdatasync", 5)].choose(&mut self.chance).unwrap();
-                self.kill_at(server, "waypost-spool", call, most, moment)
+                self.kill_at(server, &trace::LOG, call, most, moment)
             }
             Moment::Transaction | Moment::Commit if self.stand.back.is_none() => {
                 // Pages of a transaction are written, and locks and counters of the log are changed, in this order.
                 let (call, most) = if moment == Moment::Transaction { ("pwrite64", 60) } else { ("fcntl", 60) };
-                self.kill_at(server, "waypost-writer", call, most, moment)
+                self.kill_at(server, &trace::WRITER, call, most, moment)
             }
             Moment::Transaction | Moment::Commit => {
                 let copy: (Side, &[u8]) = (Side::Client, b"PGCOPY\n\xff\r\n\0");
@@ -176,17 +176,17 @@ impl Campaign {
     }
 
     /// Kills the server when a thread of it makes a certain call.
-    fn kill_at(&mut self, mut server: Server, thread: &str, call: &str, most: u32, moment: Moment) -> Server {
+    fn kill_at(&mut self, mut server: Server, threads: &[&str], call: &str, most: u32, moment: Moment) -> Server {
         if !trace::possible() {
             return self.kill(server, Moment::Appending);
         }
         let number = self.chance.random_range(1..=most);
-        let tracer = trace::tamper(&server, thread, &[&format!("{call}:signal=SIGKILL:when={number}")]);
+        let tracer = trace::tamper(&server, threads, &[&format!("{call}:signal=SIGKILL:when={number}")]);
         let begun = time::monotonic();
         eventually(2 * LIMIT, "it is killed, or makes no such call", || {
             server.has_ended() || time::monotonic().duration_since(begun) > LIMIT
         });
-        let how = format!("{thread} made its {call} number {number}");
+        let how = format!("{threads:?} made the {call} number {number}");
         if server.has_ended() {
             self.note(moment, &how);
         } else {

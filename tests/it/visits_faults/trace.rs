@@ -47,11 +47,17 @@ fn threads(pid: u32, name: &str) -> Vec<String> {
     found.map(|task| task.file_name().unwrap().to_str().unwrap().to_owned()).collect()
 }
 
-/// Lets each of `tampering` (`fdatasync:error=EIO:when=1+`) happen to the threads with this name from now on.
+/// The threads of the log: one writes it, one syncs it.
+pub(super) const LOG: [&str; 2] = ["waypost-spool", "waypost-sync"];
+/// The one that stores visits.
+pub(super) const WRITER: [&str; 1] = ["waypost-writer"];
+
+/// Lets each of `tampering` (`fdatasync:error=EIO:when=1+`) happen to the threads with these names from now on. Each
+/// counts its own calls.
 #[track_caller]
-pub(super) fn tamper(server: &Server, name: &str, tampering: &[&str]) -> Tracer {
-    let threads = threads(server.pid(), name);
-    assert!(!threads.is_empty(), "there is no thread {name}");
+pub(super) fn tamper(server: &Server, names: &[&str], tampering: &[&str]) -> Tracer {
+    let threads: Vec<String> = names.iter().flat_map(|name| threads(server.pid(), name)).collect();
+    assert!(threads.len() >= names.len(), "there are no threads {names:?}");
     let mut command = Command::new("strace");
     command.args(arguments(tampering)).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     for thread in &threads {

@@ -250,12 +250,7 @@ impl<'a> Encoded<'a> {
             let (sources, answered) = tallies;
             queries.push((
                 ANSWERED,
-                vec![
-                    bigints(&sources.epochs),
-                    ints(&sources.cores),
-                    (&self.instance, Type::TEXT),
-                    bigints(answered),
-                ],
+                vec![bigints(&sources.epochs), ints(&sources.cores), (&self.instance, Type::TEXT), bigints(answered)],
             ));
         }
         if !drops.1.is_empty() {
@@ -366,8 +361,12 @@ fn drops(batch: &Batch) -> (Sources, Vec<&'static str>, Vec<i64>) {
 }
 
 fn days(batch: &Batch) -> Vec<Day> {
-    let mut days: Vec<Day> =
-        batch.rows.iter().chain(batch.orphans.iter().map(|orphan| &orphan.row)).map(|row| rollup::day(row.at)).collect();
+    let mut days: Vec<Day> = batch
+        .rows
+        .iter()
+        .chain(batch.orphans.iter().map(|orphan| &orphan.row))
+        .map(|row| rollup::day(row.at))
+        .collect();
     days.sort_unstable();
     days.dedup();
     days

@@ -302,10 +302,7 @@ impl Postgres {
         Ok(session)
     }
 
-    async fn limited<T>(
-        &self,
-        wait: impl Future<Output = Result<T, tokio_postgres::Error>>,
-    ) -> Result<T, Ended> {
+    async fn limited<T>(&self, wait: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, Ended> {
         Ok(tokio::time::timeout(self.limit, wait).await.map_err(|_| Ended::Silent)??)
     }
 }
@@ -318,7 +315,8 @@ impl Ended {
             Self::Silent => Failure::Away("postgres did not answer in time".into()),
             Self::Unknown(why) => Failure::Unknown(why),
             Self::Rows(error) if is_without_partition(&error) => Failure::Broken(
-                "a row's day has no partition, and add_visit_day made none: attach or rename the table of that day".into(),
+                "a row's day has no partition, and add_visit_day made none: attach or rename the table of that day"
+                    .into(),
             ),
             Self::Rows(error) if code(&error).is_some_and(|code| code.starts_with("22") || code.starts_with("23")) => {
                 Failure::Refused(why(&error))
@@ -354,11 +352,7 @@ async fn all(client: &Client, queries: &[Query<'_>]) -> Result<Vec<Vec<Row>>, to
     join_all(answers).await.into_iter().collect()
 }
 
-async fn prepare(
-    client: &Client,
-    copy: &str,
-    pieces: &[Bytes],
-) -> Result<Option<Statement>, tokio_postgres::Error> {
+async fn prepare(client: &Client, copy: &str, pieces: &[Bytes]) -> Result<Option<Statement>, tokio_postgres::Error> {
     if pieces.is_empty() { Ok(None) } else { client.prepare_typed(copy, &[]).await.map(Some) }
 }
 
