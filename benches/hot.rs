@@ -1,4 +1,4 @@
-//! Question: does a second core slow the first one down? Resolve and record one hot code on two threads against one,
+//! Question: does a second core slow the first one down? Resolve and count one hot code on two threads against one,
 //! in operations per second of CPU time. A lock, or a line that both write, would show.
 //!
 //! Run: `cargo bench --bench hot`. Bar: at least 0.97. Figures: PERF.md.
@@ -16,7 +16,7 @@ use waypost::domain::key::{Case, Code, DomainId, Key};
 use waypost::domain::link::{Entry, LinkId, Rules};
 use waypost::domain::target::Target;
 use waypost::domain::time::Stamp;
-use waypost::domain::visit::{Kind, Visit};
+use waypost::domain::visit::{Kind, Of, Visit};
 use waypost::resolve::ask::Ask;
 use waypost::resolve::value::StoredAsOf;
 use waypost::resolve::{Defaults, Memory, Resolution, Resolver, Step, Tier};
@@ -48,7 +48,7 @@ fn main() {
     ratios.sort_by(f64::total_cmp);
     rates.sort_by(f64::total_cmp);
     println!(
-        "resolve and record, hot: {:.1} ns; two threads against one: {:.3} [{:.3}-{:.3}] over {ROUNDS} rounds (bar 0.97)",
+        "resolve and count, hot: {:.1} ns; two threads against one: {:.3} [{:.3}-{:.3}] over {ROUNDS} rounds (bar 0.97)",
         1e9 / rates[ROUNDS / 2],
         ratios[ROUNDS / 2],
         ratios[1],
@@ -75,19 +75,23 @@ fn work(memory: Arc<Memory>, key: Key) -> f64 {
     };
     let resolver = Resolver::new(memory, Ask::new(0, mpsc::channel(1).0, mpsc::channel(1).1), defaults);
     let counts = Counts::default();
-    let recorder = Recorder(&counts);
+    let mut recorder = Recorder::default();
     let now = Stamp::now().millis();
     let mut hot = 0;
     let begun = thread_seconds();
     for _ in 0..OPERATIONS {
         if let Step::Done(Resolution::Found(ready), tier) = resolver.resolve(std::hint::black_box(&key), true, now) {
             hot += u64::from(tier == Tier::Hot);
-            recorder.record(&Visit {
-                link: ready.link,
+            let visit = Visit {
+                of: Of::Link(ready.link, Kind::Click),
                 at: now,
-                kind: Kind::Click,
                 client: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            });
+                agent: b"",
+                referrer: b"",
+                request_id: b"",
+                not_tracked: false,
+            };
+            recorder.record(&counts, &visit);
             std::hint::black_box(ready);
         }
     }

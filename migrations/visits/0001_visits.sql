@@ -71,6 +71,8 @@ CREATE TABLE link_totals (
   last_at    INTEGER,
   sketch     BLOB NOT NULL
 ) STRICT;
+-- In the order of their coming, so that what one batch touches lies together; WITHOUT ROWID it would lie a page apiece, and
+-- sketches of more than a kilobyte on pages of their own.
 CREATE TABLE link_days (
   link_id    INTEGER NOT NULL,
   day        INTEGER NOT NULL,
@@ -81,5 +83,5 @@ CREATE TABLE link_days (
   prefetches INTEGER NOT NULL,
   last_at    INTEGER,
   sketch     BLOB NOT NULL,               -- 15-minute buckets, top values, visitors: see stats::sketch
-  PRIMARY KEY (link_id, day)
-) STRICT, WITHOUT ROWID;
+  UNIQUE (link_id, day)
+) STRICT;

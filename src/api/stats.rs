@@ -21,9 +21,10 @@ use crate::domain::key::{Code, Key};
 use crate::domain::time;
 use crate::guard::keys::Scope;
 use crate::stats::document::document;
-use crate::stats::query::{Days, Stats};
+use crate::stats::query::Stats;
 use crate::stats::range::{Range, Wanted};
 use crate::store::row::Reading;
+use crate::store::visited::Days;
 
 /// Ranges that are read at once: each may take up to 14 MiB.
 const RANGES_MAX: usize = 4;

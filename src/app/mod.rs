@@ -1,12 +1,13 @@
 //! The wiring: what runs, in which order it starts and in which it stops.
 //!
-//! Start: store → codes → memory → back's tasks → sockets → workers → ready.
+//! Start: sockets → store → codes → memory → rings of visits → back's tasks → workers → ready.
 //! Stop:  not ready → wait `shutdown.drain` → workers accept no more and answer with `Connection: close` → the last
-//! connection ends, or the grace is over → back's tasks.
+//! connection ends, or the grace is over → the log of visits is sealed, and stored for up to `shutdown.flush` → back's tasks.
 
 pub mod back;
 pub mod opening;
 pub mod site;
+pub mod visits;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -44,10 +45,10 @@ use crate::resolve::warm::Warm;
 use crate::resolve::{Defaults, Memory, Resolver, Share};
 use crate::stats::query::Stats;
 use crate::store::Store;
-use crate::visits::Recorder;
 use back::WarmFile;
 use opening::{Opened, Opening};
 pub use site::policy;
+use visits::Visits;
 
 /// The longest time between two ticks, in milliseconds; shorter where a limit is.
 const TICK_MS_MAX: u64 = 1_000;
@@ -77,6 +78,8 @@ pub struct Running {
     control: Control,
     workers: Vec<std::thread::JoinHandle<()>>,
     warm_file: Arc<WarmFile>,
+    visits: Option<Visits>,
+    flush: Duration,
     /// Its lock on the data folder lives as long.
     _id: InstanceId,
     tick: Duration,
@@ -161,6 +164,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     vital(tokio::spawn(back::present(store.clone(), id.as_str().to_owned())));
 
     let cores: Vec<Core> = (0..workers).map(|_| Core::default()).collect();
+    let (visits, recorders) = visits::start(&config, workers, &store, id.as_str())?;
     let instance = Arc::new(Instance::new(instance::Parts {
         name: id.as_str().to_owned(),
         store: store.clone(),
@@ -171,10 +175,13 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         links: Arc::clone(&links),
         cores: cores.clone(),
         visits: Box::new({
-            let cores = cores.clone();
-            move || VisitFigures {
-                answered: cores.iter().map(|core| core.http.visits.answered()).sum(),
-                ..VisitFigures::default()
+            let (cores, standing) = (cores.clone(), visits.as_ref().map(Visits::standing));
+            move || match &standing {
+                Some(standing) => standing.figures(&cores),
+                None => VisitFigures {
+                    answered: cores.iter().map(|core| core.http.visits.answered()).sum(),
+                    ..VisitFigures::default()
+                },
             }
         }),
     }));
@@ -232,7 +239,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     let connections_max = config.connections.max.unwrap_or_else(connections_by_nofile).div_ceil(workers).max(1);
     let mut control = Control::default();
     let (mut threads, mut accepting) = (Vec::new(), Vec::new());
-    for ((number, core), answers) in cores.iter().enumerate().zip(answers) {
+    for (((number, core), answers), recorder) in cores.iter().enumerate().zip(answers).zip(recorders) {
         let (ready, accepts) = oneshot::channel();
         let counts = Arc::clone(&core.http);
         let (memory, lookups, defaults) = (Arc::clone(&memory), lookups.clone(), defaults.clone());
@@ -243,7 +250,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
             orders: control.add_worker(),
             front: Box::new(move || {
                 let resolver = Resolver::new(memory, Ask::new(number, lookups, answers), defaults);
-                Front::new(shared, resolver, calls, counts, Recorder::default())
+                Front::new(shared, resolver, calls, counts, recorder)
             }),
             counts: Arc::clone(&core.accept),
             limits,
@@ -257,7 +264,9 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     }
     instance.enter(Phase::Serving);
     let tick = Duration::from_millis(tick_ms);
-    Ok(Running { instance, addresses, base_url, control, workers: threads, warm_file, _id: id, tick, started })
+    let flush = config.shutdown.flush;
+    let workers = threads;
+    Ok(Running { instance, addresses, base_url, control, workers, warm_file, visits, flush, _id: id, tick, started })
 }
 
 impl Running {
@@ -304,6 +313,10 @@ impl Running {
             if tokio::time::timeout(STOP_TIMEOUT, joined).await.is_err() {
                 tracing::error!("a worker does not end");
             }
+        }
+        // Nothing is recorded any more.
+        if let Some(visits) = self.visits {
+            let _ = tokio::task::spawn_blocking(move || visits.close(self.flush)).await;
         }
         // What it remembers outlives it, and nobody waits for an answer of it any more.
         self.warm_file.write().await;

@@ -12,6 +12,7 @@ pub mod link;
 pub mod migrate;
 pub mod moving;
 pub mod serve;
+pub mod stats;
 pub mod status;
 pub mod warm;
 
@@ -79,7 +80,7 @@ enum Command {
     Link(link::Link),
     /// Make links out of a file
     Import(import::Import),
-    /// Write links to a file
+    /// Write links, or visits, to a file
     Export(export::Export),
     /// Load links into the memory of every running server, and wait for it
     Warm(warm::Warm),
@@ -87,6 +88,8 @@ enum Command {
     Pin(warm::Pins),
     /// Let links leave the memory again
     Unpin(warm::Pins),
+    /// Show what became of the visits of a link
+    Stats(stats::Stats),
     /// Show what a running server does
     Status(status::Status),
     /// Check or print the configuration
@@ -137,6 +140,7 @@ pub fn run() -> ExitCode {
         Command::Warm(warm) => warm::run(&warm, &common),
         Command::Pin(pins) => warm::pin(&pins, true, &common),
         Command::Unpin(pins) => warm::pin(&pins, false, &common),
+        Command::Stats(stats) => stats::run(&stats, &common),
         Command::Status(status) => status::run(&status, &common),
         Command::Config(config) => config::run(&config, &common),
     };

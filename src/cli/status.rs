@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
-use indicatif::HumanCount;
+use indicatif::{HumanBytes, HumanCount};
 use serde_json::Value;
 use url::Url;
 
@@ -173,6 +173,9 @@ fn rows(status: &Value) -> Vec<Vec<String>> {
     let mut rest = status.clone();
     if let Some(object) = rest.as_object_mut() {
         object.remove("degraded");
+        if let Some(visits) = object.get_mut("visits") {
+            *visits = visits_as_text(visits);
+        }
         for name in ["answers_by_tier", "redis"] {
             if let Some(figures) = object.get_mut(name) {
                 *figures = with_shares(name, figures);
@@ -181,6 +184,29 @@ fn rows(status: &Value) -> Vec<Vec<String>> {
     }
     flatten("", &rest, &mut rows);
     rows
+}
+
+/// The figures of visits, shorter: reasons that hold for no visit and states that do not last are left out.
+fn visits_as_text(visits: &Value) -> Value {
+    let Some(object) = visits.as_object() else { return visits.clone() };
+    let one = |(name, value): (&String, &Value)| {
+        let value = match (name.as_str(), value) {
+            (_, Value::Null) => return None,
+            ("dropped", Value::Object(reasons)) => {
+                let reasons = reasons.iter().filter_map(|(reason, count)| Some((reason, count.as_u64()?)));
+                let reasons: Vec<_> = reasons.filter(|(_, count)| *count > 0).collect();
+                let named = reasons.iter().map(|(reason, count)| format!("{reason} {}", HumanCount(*count)));
+                let named: Vec<String> = named.collect();
+                if named.is_empty() { "none".into() } else { named.join(", ").into() }
+            }
+            ("spool_bytes" | "spool_max_bytes", Value::Number(bytes)) => {
+                HumanBytes(bytes.as_u64().unwrap_or(0)).to_string().into()
+            }
+            _ => value.clone(),
+        };
+        Some((name.clone(), value))
+    };
+    Value::Object(object.iter().filter_map(one).collect())
 }
 
 /// Why it is degraded, and since when if it says so.
@@ -293,6 +319,19 @@ mod tests {
                 ["redis timeouts", "7"],
             ],
         );
+        check(
+            serde_json::json!({"visits": {
+                "dropped": {"bot": 0, "ring_full": 1234}, "minutes_until_full": null, "pending": 5,
+                "sink_away_since": "2027-01-31T09:00:00Z", "spool_bytes": 1 << 20,
+            }}),
+            &[
+                ["visits dropped", "ring_full 1,234"],
+                ["visits pending", "5"],
+                ["visits sink away since", "2027-01-31T09:00:00Z"],
+                ["visits spool bytes", "1.00 MiB"],
+            ],
+        );
+        check(serde_json::json!({"visits": {"dropped": {"bot": 0}}}), &[["visits dropped", "none"]]);
         check(
             serde_json::json!({"answers_by_tier": {"hot": 0, "store": 0}}),
             &[["answers by tier hot", "0"], ["answers by tier store", "0"]],

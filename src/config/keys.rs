@@ -262,7 +262,12 @@ pub const KEYS: [Key; 88] = [
     ),
     key("spool.keep", ANY, r#""15min""#, "how long stored visits stay in the log, to fill the hole of a failover"),
     key("spool.keep_bytes", Kind::Size, r#""1GiB""#, "at most this much of them"),
-    key("visits.keep", AT_LEAST_1MS, r#""90d""#, "how long single visits are kept; totals stay"),
+    key(
+        "visits.keep",
+        Kind::Duration { min: Duration::from_secs(86_400) },
+        r#""90d""#,
+        "how long single visits are kept; totals stay",
+    ),
     key("visits.raw", Kind::Flag, "true", "whether single visits are kept, or totals alone"),
     key("visits.sinks", Kind::List, r#"["store"]"#, "where visits go; [] = they are only counted by the process"),
     key(

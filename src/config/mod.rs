@@ -295,7 +295,7 @@ pub struct Spool {
     /// Folder of the rings, a tmpfs that outlives the process; none (default) = systemd's runtime directory, else
     /// `/dev/shm`.
     pub ring: Option<PathBuf>,
-    /// Bytes of each core's ring, 256 KiB to 1 GiB; 4 MiB by default.
+    /// Bytes of each core's ring, 256 KiB to 1 GiB, a multiple of 4 KiB; 4 MiB by default.
     pub ring_size: u64,
     /// Folder of the log; none (default) = `spool` in [`Config::data`].
     pub dir: Option<PathBuf>,
@@ -303,7 +303,8 @@ pub struct Spool {
     pub segment: u64,
     /// How often the log is synced, and so what a loss of power may cost; 200 ms by default.
     pub sync: Duration,
-    /// Bytes of the log, and never more than a fifth of the free disk; 8 GiB by default. Then visits are given up.
+    /// Bytes of the log, at least 4 segments, and never more than a fifth of the free disk; 8 GiB by default. Then visits
+    /// are given up.
     pub max_bytes: u64,
     /// How long what is stored stays in the log, to fill the hole that a failover leaves; 15 min by default.
     pub keep: Duration,
@@ -313,7 +314,7 @@ pub struct Spool {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Visits {
-    /// How long single visits are kept; totals stay. 90 d by default.
+    /// How long single visits are kept, a day or more; totals stay. 90 d by default.
     pub keep: Duration,
     /// Whether single visits are kept at all, or totals alone; true by default.
     pub raw: bool,

@@ -17,9 +17,15 @@ use tokio::sync::mpsc;
 use super::query::{Sqlite, Stats};
 use crate::domain::key::DomainId;
 use crate::domain::time::UnixMillis;
+<<<<<<< HEAD
 use crate::domain::visit::Class;
 use crate::store::Result;
 use crate::store::postgres::Postgres;
+=======
+use crate::store::Result;
+use crate::store::postgres::Postgres;
+use crate::store::visited::Exported;
+>>>>>>> main
 use crate::table::{Format, guard};
 
 /// Visits that are read at a time.
@@ -32,22 +38,6 @@ const SPAN_MS: i64 = 60_000;
 /// The columns of CSV, and the members of NDJSON.
 pub const COLUMNS: [&str; 10] =
     ["at", "domain", "code", "kind", "address", "user_agent", "referrer", "country", "request_id", "epoch"];
-
-/// A visit as the store has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exported {
-    pub at: UnixMillis,
-    pub domain: DomainId,
-    /// Empty: its link is no more.
-    pub code: String,
-    pub kind: Class,
-    pub address: Option<String>,
-    pub user_agent: Option<String>,
-    pub referrer: Option<String>,
-    pub country: Option<String>,
-    pub request_id: Option<String>,
-    pub epoch: u64,
-}
 
 /// All visits, a page at a time.
 pub struct Pages(From);

@@ -13,9 +13,9 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan, Zoned};
 use serde::Deserialize;
 
-use super::query::{DAYS_MAX, Days};
 use super::rollup::day;
 use crate::domain::time::UnixMillis;
+use crate::store::visited::{DAYS_MAX, Days};
 
 /// The most days that are shown by the hour.
 pub const HOURLY_DAYS_MAX: u16 = 92;
@@ -219,8 +219,8 @@ mod tests {
         check(["yesterday", "", "", ""], Err("from: \"yesterday\" is no time"));
         check(["", "", "Mars/Olympus", ""], Err("tz: \"Mars/Olympus\" is no time zone"));
         check(["", "", "", "week"], Err("interval: \"week\" is no interval"));
-        check(["9999-12-31", "", "", ""], Err("to: the range ends before it begins"));
-        check(["-009999-01-01", "2027-01-01", "", ""], Err("from: the range is longer"));
+        check(["9999-12-31", "", "", ""], Err("from: it is further away than times go"));
+        check(["0001-01-01", "2027-01-01", "", ""], Err("from: the range is longer"));
     }
 
     #[test]

@@ -56,16 +56,36 @@ pub fn roll_up<'a>(
     agent: impl Fn(i64) -> Option<&'a Agent>,
     referrer: impl Fn(i64) -> Option<&'a Referrer>,
 ) -> Vec<Rollup> {
-    let mut order: Vec<u128> = rows.iter().enumerate().map(|(at, row)| place(row, at)).collect();
-    order.sort_unstable();
     let mut values = Values::default();
-    let groups = order.chunk_by(|a, b| a >> 32 == b >> 32);
-    groups
-        .map(|group| {
-            let rows = group.iter().map(|place| &rows[*place as u32 as usize]);
-            roll_up_day(rows, &mut values, &agent, &referrer)
-        })
-        .collect()
+    let mut order: Vec<u128> = Vec::with_capacity(rows.len());
+    let mut seen: Vec<Seen> = Vec::with_capacity(rows.len());
+    for (at, row) in rows.iter().enumerate() {
+        order.push(place(row, at));
+        seen.push(Seen {
+            at: row.at,
+            visitor: row.visitor,
+            agent: values.of_agent(row.agent, &agent),
+            referrer: values.of_referrer(row.referrer, &referrer),
+            class: row.class,
+        });
+    }
+    order.sort_unstable();
+    let days = order.chunk_by(|a, b| a >> 32 == b >> 32);
+    days.map(|places| {
+        let (link, day) = link_and_day(places[0]);
+        let mut rollup = Rollup {
+            link,
+            day,
+            counts: [0; Class::OF_LINKS],
+            first_at: None,
+            last_at: None,
+            sketch: Sketch::default(),
+        };
+        places.iter().for_each(|place| rollup.add(&seen[*place as u32 as usize], &mut values));
+        values.drain_into(&mut rollup.sketch);
+        rollup
+    })
+    .collect()
 }
 
 /// What they are in total, by link.
@@ -81,35 +101,34 @@ fn place(row: &Row, at: usize) -> u128 {
     u128::from(row.link.0) << 64 | u128::from(day) << 32 | at as u128
 }
 
-fn roll_up_day<'a, 'r>(
-    rows: impl ExactSizeIterator<Item = &'r Row> + Clone,
-    values: &mut Values,
-    agent: impl Fn(i64) -> Option<&'a Agent>,
-    referrer: impl Fn(i64) -> Option<&'a Referrer>,
-) -> Rollup {
-    let first = rows.clone().next().expect("a group has a row");
-    let mut rollup = Rollup {
-        link: first.link,
-        day: day(first.at),
-        counts: [0; Class::OF_LINKS],
-        first_at: None,
-        last_at: None,
-        sketch: Sketch::default(),
-    };
-    for row in rows {
-        let Some(count) = rollup.counts.get_mut(row.class as usize) else { continue };
+fn link_and_day(place: u128) -> (LinkId, Day) {
+    (LinkId((place >> 64) as u64), ((place >> 32) as u32 ^ 1 << 31) as Day)
+}
+
+/// What is needed of a row: rows are so large that reading them in another order would miss every cache.
+struct Seen {
+    at: UnixMillis,
+    visitor: u64,
+    /// Where the values of the agent are.
+    agent: u32,
+    /// The number of the referrer's host.
+    referrer: Option<u32>,
+    class: Class,
+}
+
+impl Rollup {
+    fn add(&mut self, seen: &Seen, values: &mut Values) {
+        let Some(count) = self.counts.get_mut(seen.class as usize) else { return };
         *count += 1;
-        if !matches!(row.class, Class::Click | Class::Tool) {
-            continue;
+        if !matches!(seen.class, Class::Click | Class::Tool) {
+            return;
         }
-        rollup.first_at = Some(rollup.first_at.map_or(row.at, |at| at.min(row.at)));
-        rollup.last_at = rollup.last_at.max(Some(row.at));
-        rollup.sketch.count_quarter((row.at.0.rem_euclid(DAY_MS) / QUARTER_MS) as u8, 1);
-        rollup.sketch.see_visitor(row.visitor);
-        values.count(row, &agent, &referrer);
+        self.first_at = Some(self.first_at.map_or(seen.at, |at| at.min(seen.at)));
+        self.last_at = self.last_at.max(Some(seen.at));
+        self.sketch.count_quarter((seen.at.0.rem_euclid(DAY_MS) / QUARTER_MS) as u8, 1);
+        self.sketch.see_visitor(seen.visitor);
+        values.count(seen);
     }
-    values.drain_into(&mut rollup.sketch);
-    rollup
 }
 
 fn total(days: &[Rollup]) -> Total {
@@ -128,12 +147,14 @@ fn total(days: &[Rollup]) -> Total {
     }
 }
 
-/// The values of a batch, numbered, with how often the current group has each.
+/// The values of a batch, numbered, with how often the day that is under way has each.
 #[derive(Default)]
 struct Values {
-    /// Browser, system and device of each agent that was met, by its id; the host of each referrer.
-    agents: HashMap<i64, [Option<u32>; 3], ahash::RandomState>,
+    /// Where the values of an agent are, by its id; the number of a referrer's host.
+    agents: HashMap<i64, u32, ahash::RandomState>,
     referrers: HashMap<i64, Option<u32>, ahash::RandomState>,
+    /// Browser, system and device.
+    of_agents: Vec<[Option<u32>; 3]>,
     numbers: HashMap<(Dimension, Value), u32, ahash::RandomState>,
     /// By number.
     all: Vec<(Dimension, Value)>,
@@ -143,35 +164,35 @@ struct Values {
 }
 
 impl Values {
-    fn count<'a>(
-        &mut self,
-        row: &Row,
-        agent: impl Fn(i64) -> Option<&'a Agent>,
-        referrer: impl Fn(i64) -> Option<&'a Referrer>,
-    ) {
-        let of_agent = match self.agents.get(&row.agent) {
-            Some(numbers) => *numbers,
-            None => {
-                let numbers = agent(row.agent).map_or([None; 3], |agent| {
-                    [
-                        self.number(Dimension::Browser, &agent.browser),
-                        self.number(Dimension::System, &agent.os),
-                        self.number(Dimension::Device, agent.device),
-                    ]
-                });
-                self.agents.insert(row.agent, numbers);
-                numbers
-            }
-        };
-        let of_referrer = match self.referrers.get(&row.referrer) {
-            Some(number) => *number,
-            None => {
-                let number = referrer(row.referrer).and_then(|known| self.number(Dimension::Referrer, &known.host));
-                self.referrers.insert(row.referrer, number);
-                number
-            }
-        };
-        for number in of_agent.into_iter().chain([of_referrer]).flatten() {
+    fn of_agent<'a>(&mut self, id: i64, agent: impl Fn(i64) -> Option<&'a Agent>) -> u32 {
+        if let Some(at) = self.agents.get(&id) {
+            return *at;
+        }
+        let numbers = agent(id).map_or([None; 3], |agent| {
+            [
+                self.number(Dimension::Browser, &agent.browser),
+                self.number(Dimension::System, &agent.os),
+                self.number(Dimension::Device, agent.device),
+            ]
+        });
+        let at = self.of_agents.len() as u32;
+        self.of_agents.push(numbers);
+        self.agents.insert(id, at);
+        at
+    }
+
+    fn of_referrer<'a>(&mut self, id: i64, referrer: impl Fn(i64) -> Option<&'a Referrer>) -> Option<u32> {
+        if let Some(number) = self.referrers.get(&id) {
+            return *number;
+        }
+        let number = referrer(id).and_then(|referrer| self.number(Dimension::Referrer, &referrer.host));
+        self.referrers.insert(id, number);
+        number
+    }
+
+    fn count(&mut self, seen: &Seen) {
+        let of_agent = self.of_agents[seen.agent as usize];
+        for number in of_agent.into_iter().chain([seen.referrer]).flatten() {
             let count = &mut self.counts[number as usize];
             if *count == 0 {
                 self.met.push(number);
@@ -189,7 +210,7 @@ impl Values {
         }))
     }
 
-    /// Ends a group.
+    /// Ends a day.
     fn drain_into(&mut self, sketch: &mut Sketch) {
         sketch.count_values(self.met.drain(..).map(|number| {
             let (dimension, value) = &self.all[number as usize];

@@ -240,19 +240,20 @@ impl Sketch {
     }
 
     /// Counts visits with values: Space-Saving (Metwally, Agrawal, El Abbadi: Efficient Computation of Frequent and Top-k
-    /// Elements in Data Streams, 2005) that leaves values out only once all are counted.
+    /// Elements in Data Streams, 2005) that leaves values out only once all are counted. Each comes once.
     pub fn count_values<'a>(&mut self, values: impl IntoIterator<Item = (Dimension, &'a Value, u64)>) {
+        let before = self.entries.len();
         for (dimension, value, visits) in values {
-            match self.entries.binary_search_by(|entry| entry.key().cmp(&(dimension, value))) {
+            match self.entries[..before].binary_search_by(|entry| entry.key().cmp(&(dimension, value))) {
                 Ok(at) => self.entries[at].add(visits, 0),
-                Err(at) => {
+                Err(_) => {
                     let floor = self.left_out[dimension as usize].floor;
                     let entry = Entry { dimension, value: value.clone(), count: sum(floor, visits), over: floor };
-                    self.entries.insert(at, entry);
+                    self.entries.push(entry);
                 }
             }
         }
-        Dimension::ALL.into_iter().for_each(|dimension| self.leave_out(dimension));
+        self.settle();
     }
 
     /// Sees a visitor by their hash, all of whose bits are even; 0 is nobody.
@@ -291,7 +292,8 @@ impl Sketch {
     /// The same without its buckets: of totals, which are of no day.
     #[must_use]
     pub fn without_quarters(&self) -> Self {
-        Self { buckets: Vec::new(), ..self.clone() }
+        let (entries, visitors) = (self.entries.clone(), self.visitors.clone());
+        Self { buckets: Vec::new(), entries, left_out: self.left_out, visitors }
     }
 
     fn merge_entries(&mut self, theirs: Vec<Entry>, left_out: [LeftOut; Dimension::ALL.len()]) {
@@ -313,16 +315,21 @@ impl Sketch {
                 }
             }
         }
-        self.entries.sort_by(|a, b| a.key().cmp(&b.key()));
-        for dimension in Dimension::ALL {
-            let (ours, theirs) = (&mut self.left_out[dimension as usize], left_out[dimension as usize]);
+        for (ours, theirs) in self.left_out.iter_mut().zip(left_out) {
             ours.floor = sum(ours.floor, theirs.floor);
             ours.other = sum(ours.other, theirs.other);
+        }
+        self.settle();
+    }
+
+    /// Puts entries in order, and takes the least frequent ones of a dimension away if there are more than may be.
+    fn settle(&mut self) {
+        self.entries.sort_unstable_by(|a, b| a.key().cmp(&b.key()));
+        for dimension in Dimension::ALL {
             self.leave_out(dimension);
         }
     }
 
-    /// Takes the least frequent values away if there are more than may be.
     fn leave_out(&mut self, dimension: Dimension) {
         let range = self.range(dimension);
         if range.len() <= dimension.values_max() {
@@ -756,7 +763,7 @@ mod tests {
     }
 
     #[test]
-    fn one_visit_is_32_bytes() {
+    fn one_visit_is_33_bytes() {
         let values = [
             (Dimension::Referrer, "example.com"),
             (Dimension::Browser, "Chrome"),

@@ -10,6 +10,7 @@ pub mod postgres;
 pub mod row;
 pub mod schema;
 pub mod sqlite;
+pub mod visited;
 
 use crate::domain::key::{DomainId, Key};
 use crate::domain::link::{Link, LinkId};
@@ -148,16 +149,26 @@ impl Store {
     }
 
     /// The value of a setting; `value` becomes it if it has none.
-    pub async fn settle(&self, name: &'static str, value: Vec<u8>) -> Result<Vec<u8>> {
+    pub async fn settle(&self, name: &str, value: Vec<u8>) -> Result<Vec<u8>> {
         match self {
             Self::Sqlite(sqlite) => {
-                let known = sqlite.read(move |db| sqlite::settings::get(db, name)).await?;
+                let asked = name.to_owned();
+                let known = sqlite.read(move |db| sqlite::settings::get(db, &asked)).await?;
+                let name = name.to_owned();
                 match known {
                     Some(known) => Ok(known),
-                    None => sqlite.write(move |tx| sqlite::settings::settle(tx, name, &value)).await,
+                    None => sqlite.write(move |tx| sqlite::settings::settle(tx, &name, &value)).await,
                 }
             }
             Self::Postgres(postgres) => postgres.settle(name, &value).await,
+        }
+    }
+
+    /// Deletes the settings from `from` on and before `before`, by the bytes of their names.
+    pub async fn forget(&self, from: String, before: String) -> Result<()> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.write(move |tx| sqlite::settings::forget(tx, &from, &before)).await,
+            Self::Postgres(postgres) => postgres.forget(&from, &before).await,
         }
     }
 

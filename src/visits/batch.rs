@@ -28,8 +28,8 @@ pub const ROWS_MAX: usize = 100_000;
 /// One transaction.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// One for each source that has anything to say, in order. One that only a tally is for is empty (`from == to`), and its
-    /// position decides all the same.
+    /// One for each source that has anything to say, in order. Some may be empty (`from == to`), for a tally or
+    /// to see that the store has lost nothing: their position decides all the same.
     pub ranges: Vec<Range>,
     /// By day, then in the order of the spool. Empty with `visits.raw = false`.
     pub rows: Vec<Row>,
@@ -127,6 +127,9 @@ pub struct Builder {
     courses: BTreeMap<Source, Course>,
     rows: Vec<Row>,
     orphans: Vec<Orphan>,
+    /// A source that the last stored batch has moved. A store that loses commits loses the last one: who names this source's
+    /// position in the next batch finds out, also behind a pooler that hides the failover.
+    witness: Option<Source>,
     /// Rows that the store refuses, until they are behind.
     refused: HashSet<(Source, u64)>,
     /// When the first block of the batch was written.
@@ -203,6 +206,7 @@ impl Builder {
             courses: BTreeMap::new(),
             rows: Vec::new(),
             orphans: Vec::new(),
+            witness: None,
             refused: HashSet::default(),
             oldest: None,
         }
@@ -257,6 +261,8 @@ impl Builder {
             self.rows = batch.rows;
         }
         self.orphans = batch.orphans;
+        self.witness =
+            batch.ranges.iter().find(|range| range.to > range.from).map(|range| range.source).or(self.witness);
         self.texts.remember(&batch.agents, &batch.referrers);
         self.clear();
     }
@@ -273,6 +279,12 @@ impl Builder {
     /// Leaves a row out from now on: the store refuses it.
     pub fn refuse(&mut self, source: Source, number: u64) {
         self.refused.insert((source, number));
+    }
+
+    /// What it looks up in, for the next one: patterns of agents take long to compile.
+    #[cfg(test)]
+    pub(super) fn into_texts(self) -> (Agents, Referrers) {
+        (self.texts.agents, self.texts.referrers)
     }
 
     /// The starts whose records or gaps were seen.
@@ -298,18 +310,32 @@ impl Builder {
         self.oldest
     }
 
-    /// Visits of links that were seen in the log, and that the store neither has nor knows to be lost.
+    /// Visits of links that the log has, or is known to have, and that the store neither has nor knows to be lost; of all
+    /// starts but `own`, whose rings say more.
     #[must_use]
-    pub fn pending(&self) -> u64 {
-        self.courses.values().map(|course| course.most.saturating_sub(course.settled)).sum()
+    pub fn pending(&self, own: Option<Epoch>) -> u64 {
+        let others = self.courses.iter().filter(|(source, _)| Some(source.epoch) != own);
+        others.map(|(_, course)| course.most.saturating_sub(course.settled)).sum()
+    }
+
+    /// Visits of links of one start that the store has, or knows to be lost on the way from its rings.
+    #[must_use]
+    pub fn settled(&self, own: Epoch) -> u64 {
+        let courses = self.courses.iter().filter(|(source, _)| source.epoch == own);
+        courses.map(|(_, course)| course.settled).sum()
+    }
+
+    /// A core will turn out to have at least so many visits: the log is still to be read.
+    pub fn expects(&mut self, tally: &Tally) {
+        let course = self.courses.entry(tally.source).or_default();
+        course.most = course.most.max(tally.visits);
     }
 
     /// How a core stood at this place of the log, where all before it was read.
     pub fn tally(&mut self, tally: &Tally) {
         let course = self.courses.entry(tally.source).or_default();
-        course.read = tally.appended;
-        course.visits = Some(tally.visits);
-        course.most = course.most.max(tally.visits);
+        course.arrive(tally.appended, Some(tally.visits));
+        course.seen(tally.appended, Some(tally.visits));
         // Segments are read more than once: an older one says nothing new.
         if course.tally.is_none_or(|last| last.appended <= tally.appended) {
             course.tally = Some(*tally);
@@ -319,11 +345,13 @@ impl Builder {
     /// Records that the log has no more, as the reader found out.
     pub fn gap(&mut self, source: Source, from: u64, to: u64, visits: u64, why: Dropped) {
         let course = self.courses.entry(source).or_default();
-        course.arrive(from);
-        course.advance(from, to, visits);
+        let before = course.visits.filter(|_| course.read == from);
+        course.arrive(from, before);
+        let behind = before.map(|before| before + visits);
+        course.seen(to, behind);
         if to > course.next {
             // Of a part, the sums know more than the gap.
-            let lost = if from < course.next { visits.min(course.missing(to)) } else { visits };
+            let lost = if from < course.next { visits.min(course.missing(to, behind)) } else { visits };
             course.give_up(to, lost, why);
         }
     }
@@ -333,8 +361,8 @@ impl Builder {
         let (source, end) = (block.source, block.first + u64::from(block.count));
         let course = self.courses.entry(source).or_default();
         course.forget_strings(block);
-        course.arrive(block.first);
-        course.advance(block.first, end, u64::from(block.visits));
+        course.arrive(block.first, Some(block.before));
+        course.seen(end, Some(block.before + u64::from(block.visits)));
         if end <= course.next {
             return Took::All;
         }
@@ -429,7 +457,7 @@ impl Builder {
         batch.agents.sort_unstable_by_key(|agent| agent.id);
         batch.referrers.sort_unstable_by_key(|referrer| referrer.id);
         for (source, course) in &self.courses {
-            if course.moves() {
+            if course.moves() || self.witness == Some(*source) {
                 let (stored, drops) = (course.stored, course.drops);
                 batch.ranges.push(Range { source: *source, from: course.base, to: course.next, stored, drops });
                 batch.tallies.extend(course.tally());
@@ -500,25 +528,24 @@ impl Course {
         }
     }
 
-    /// The log goes on at `from`. What is before it and not stored is no longer kept: the store has lost commits.
-    fn arrive(&mut self, from: u64) {
+    /// The log goes on at `from`, with so many visits before. What the store does not have of them is no longer kept: the
+    /// store has lost commits.
+    fn arrive(&mut self, from: u64, visits: Option<u64>) {
         if from > self.next {
-            self.give_up(from, self.missing(from), Dropped::FailoverGap);
+            self.give_up(from, self.missing(from, visits), Dropped::FailoverGap);
         }
     }
 
-    /// The log was read from `from` to `to`.
-    fn advance(&mut self, from: u64, to: u64, visits: u64) {
-        self.visits = self.visits.filter(|_| self.read == from).map(|before| before + visits);
-        self.read = to;
-        self.most = self.most.max(self.visits.unwrap_or(0));
+    /// The log was read to `to`, with so many visits before.
+    fn seen(&mut self, to: u64, visits: Option<u64>) {
+        (self.read, self.visits) = (to, visits);
+        self.most = self.most.max(visits.unwrap_or(0));
     }
 
-    /// Visits of a link from the end of the batch up to `to`: exact where the log's sums are known there, else as many as
-    /// there are records.
-    fn missing(&self, to: u64) -> u64 {
-        let known = self.visits.filter(|_| self.read == to);
-        known.map_or(to - self.next, |visits| visits.saturating_sub(self.accounted()))
+    /// Visits of a link from the end of the batch up to `to`, before which there are `visits`; where that is not known, as
+    /// many as there are records.
+    fn missing(&self, to: u64, visits: Option<u64>) -> u64 {
+        visits.map_or(to - self.next, |visits| visits.saturating_sub(self.accounted()))
     }
 
     fn give_up(&mut self, to: u64, visits: u64, why: Dropped) {

@@ -42,6 +42,7 @@ pub mod dead;
 pub mod sink;
 pub mod spool;
 pub mod visitor;
+pub mod visitor_keys;
 pub mod writer;
 
 use std::net::IpAddr;
@@ -262,5 +263,173 @@ fn kept(client: IpAddr, how: KeptAddress) -> Option<IpAddr> {
             let [a, b, c, ..] = v6.segments();
             Some(IpAddr::from([a, b, c, 0, 0, 0, 0, 0]))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::{Receiver, bounded};
+
+    use super::spool::record::{self, RequestId};
+    use super::spool::ring::{self, RingReader};
+    use super::spool::{Epoch, Source};
+    use super::*;
+    use crate::domain::key::{Case, Code, DomainId, Key};
+    use crate::domain::link::LinkId;
+
+    const SOURCE: Source = Source { epoch: Epoch(1), core: 3 };
+    const AT: UnixMillis = UnixMillis(1_800_000_000_000);
+
+    struct Fixture {
+        _folder: tempfile::TempDir,
+        recorder: Recorder,
+        reader: RingReader,
+        news: Receiver<Chunk>,
+        counts: Counts,
+    }
+
+    fn fixture(address: KeptAddress) -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let about = ring::About { source: SOURCE, spool: 0, made_at: AT };
+        let (writer, reader) = ring::create(&folder.path().join("ring"), 256 << 10, &about).unwrap();
+        let keys = Arc::<visitor::Keys>::default();
+        keys.set(visitor::EVERY_DAY, [1, 2]);
+        let (chunks, news) = bounded(8);
+        let recorder = Recorder::new(writer, SOURCE.core, Settings { address, keys, chunks });
+        Fixture { _folder: folder, recorder, reader, news, counts: Counts::default() }
+    }
+
+    fn visit(client: &str) -> Visit<'static> {
+        Visit {
+            of: Of::Link(LinkId(7), Kind::Click),
+            at: AT,
+            client: client.parse().unwrap(),
+            agent: b"Mozilla/5.0",
+            referrer: b"https://news.example.org/",
+            request_id: b"id-1",
+            not_tracked: false,
+        }
+    }
+
+    impl Fixture {
+        fn record(&mut self, visit: &Visit<'_>) {
+            self.recorder.record(&self.counts, visit);
+        }
+
+        /// The one record that is new.
+        fn last<T>(&mut self, look: impl FnOnce(&RingReader, record::Record<'_>) -> T) -> T {
+            let mut records = Vec::new();
+            let read = self.reader.read(&mut records, usize::MAX);
+            assert_eq!(read.count, 1);
+            let (record, _) = record::decode(&records, SOURCE, read.first).unwrap();
+            look(&self.reader, record)
+        }
+    }
+
+    #[test]
+    fn as_much_of_an_address_as_may_be_kept() {
+        for (how, client, want) in [
+            (KeptAddress::Truncated, "203.0.113.7", Some("203.0.113.0")),
+            (KeptAddress::Truncated, "::ffff:203.0.113.7", Some("203.0.113.0")),
+            (KeptAddress::Truncated, "2001:db8:1:2:3:4:5:6", Some("2001:db8:1::")),
+            (KeptAddress::Full, "203.0.113.7", Some("203.0.113.7")),
+            (KeptAddress::Full, "::ffff:203.0.113.7", Some("203.0.113.7")),
+            (KeptAddress::Full, "2001:db8:1:2:3:4:5:6", Some("2001:db8:1:2:3:4:5:6")),
+            (KeptAddress::Nothing, "203.0.113.7", None),
+        ] {
+            let mut f = fixture(how);
+            f.record(&visit(client));
+            let (address, visitor) = f.last(|_, record| (record.address, record.visitor));
+            assert_eq!(address, want.map(|text| text.parse().unwrap()), "{how:?} {client}");
+            // It tells visitors apart whose addresses are not kept.
+            f.record(&visit("198.51.100.1"));
+            f.reader.take();
+            assert!(visitor != 0 && f.last(|_, record| record.visitor) != visitor);
+        }
+    }
+
+    #[test]
+    fn kinds_and_their_counts() {
+        let mut f = fixture(KeptAddress::Truncated);
+        let key = Key { domain: DomainId(4), code: Code::parse(b"no.such", Case::Sensitive).unwrap() };
+        let ofs = [
+            (Of::Link(LinkId(7), Kind::Click), KIND_CLICK, 7, &b""[..]),
+            (Of::Link(LinkId(7), Kind::Head), KIND_HEAD, 7, b""),
+            (Of::Link(LinkId(7), Kind::Prefetch), KIND_PREFETCH, 7, b""),
+            (Of::Orphan(Some(&key)), KIND_ORPHAN, 4, b"no.such"),
+        ];
+        for (of, kind, link, code) in ofs {
+            f.record(&Visit { of, ..visit("203.0.113.7") });
+            f.last(|_, record| assert_eq!((record.kind, record.link, record.code), (kind, link, code)));
+        }
+        f.record(&Visit { of: Of::Orphan(None), ..visit("203.0.113.7") });
+        let figures = f.reader.figures();
+        assert_eq!((figures.appended, figures.visits, figures.orphans), (4, 3, 1));
+        assert_eq!((f.counts.answered(), f.counts.orphan.get()), (3, 2));
+
+        let (mut counting, counts) = (Recorder::default(), Counts::default());
+        counting.record(&counts, &visit("203.0.113.7"));
+        assert_eq!(counts.answered(), 1);
+    }
+
+    #[test]
+    fn what_a_record_says() {
+        let mut f = fixture(KeptAddress::Truncated);
+        f.record(&visit("203.0.113.7"));
+        f.last(|reader, record| {
+            assert_eq!((record.at, record.request_id), (AT, RequestId::Written(b"id-1")));
+            for (id, want) in [(record.agent, "Mozilla/5.0"), (record.referrer, "https://news.example.org/")] {
+                let mut text = Vec::new();
+                assert!(reader.string(id, &mut text));
+                assert_eq!(text, want.as_bytes());
+            }
+        });
+        // Nothing of who asked for it.
+        f.record(&Visit { not_tracked: true, ..visit("203.0.113.7") });
+        f.last(|_, record| {
+            assert!(record.not_tracked && record.address.is_none() && record.request_id == RequestId::None);
+            assert_eq!((record.agent, record.referrer, record.visitor, record.link), (0, 0, 0, 7));
+        });
+    }
+
+    #[test]
+    fn orphans_are_recorded_up_to_a_rate() {
+        let mut f = fixture(KeptAddress::Truncated);
+        let key = Key { domain: DomainId(0), code: Code::parse(b"guess", Case::Sensitive).unwrap() };
+        for (ms, want) in [(0, (100, 50)), (999, (100, 200)), (1000, (200, 250)), (500, (300, 300))] {
+            for _ in 0..150 {
+                let at = UnixMillis(AT.0 + ms);
+                f.record(&Visit { of: Of::Orphan(Some(&key)), at, ..visit("203.0.113.7") });
+            }
+            let figures = f.reader.figures();
+            assert_eq!((figures.appended, figures.orphans), want, "at {ms} ms");
+        }
+        assert_eq!(f.counts.orphan.get(), 600);
+    }
+
+    #[test]
+    fn back_is_told_by_time_and_by_size() {
+        let mut f = fixture(KeptAddress::Truncated);
+        let at = |ms| Visit { at: UnixMillis(AT.0 + ms), ..visit("203.0.113.7") };
+        for ms in [0, 10, 19] {
+            f.record(&at(ms));
+            assert!(f.news.is_empty(), "{ms} ms");
+        }
+        f.record(&at(20));
+        let chunk = Chunk { core: 3, from: 0, to: 4, visits: 4 };
+        assert_eq!(f.news.try_recv(), Ok(chunk));
+        // The next 20 ms begin with the next record, and one that waited for the store is older.
+        f.record(&at(100));
+        f.record(&at(119));
+        assert!(f.news.is_empty());
+        f.record(&at(50));
+        assert_eq!(f.news.try_recv(), Ok(Chunk { from: 4, to: 7, visits: 3, ..chunk }));
+        // 64 KiB, of 48 bytes and a request id each.
+        while f.news.is_empty() {
+            f.record(&at(200));
+        }
+        let more = f.news.try_recv().unwrap();
+        assert_eq!(more.from, 7);
+        assert!((64 << 10..(64 << 10) + 56).contains(&(u64::from(more.visits) * 48)), "{more:?}");
     }
 }

@@ -610,6 +610,13 @@ fn settings_ranges_domains_and_keys() {
         let store = &sample.store;
         assert_eq!(store.settle("a", vec![1, 0]).await.unwrap(), [1, 0]);
         assert_eq!(store.settle("a", vec![2]).await.unwrap(), [1, 0]);
+        for name in ["a.1", "a.10", "a.2", "b"] {
+            store.settle(name, vec![1]).await.unwrap();
+        }
+        store.forget("a.1".to_owned(), "a.2".to_owned()).await.unwrap();
+        for (name, value) in [("a", [1, 0].as_slice()), ("a.1", &[2]), ("a.10", &[2]), ("a.2", &[1]), ("b", &[1])] {
+            assert_eq!(store.settle(name, vec![2]).await.unwrap(), value, "{name}");
+        }
         assert_eq!(store.lease("ids", 1, 1000).await.unwrap(), 1);
         assert_eq!(store.lease("ids", 1, 1000).await.unwrap(), 1001);
         assert_eq!(store.lease("ids", 5000, 1000).await.unwrap(), 5000);

@@ -25,6 +25,9 @@ use crate::domain::link::STATUSES;
 use crate::domain::target::Target;
 use crate::guard::targets::Lookalikes;
 
+const RING_UNIT_BYTES: u64 = 4 << 10;
+/// Segments that the log has room for.
+const SEGMENTS_MIN: u64 = 4;
 const WORKER_LEASE_MAX: Duration = Duration::from_secs(3600);
 
 pub(super) fn check(given: &Given, yes: bool, errors: &mut Vec<Error>) -> Option<Config> {
@@ -78,6 +81,16 @@ pub(super) fn check(given: &Given, yes: bool, errors: &mut Vec<Error>) -> Option
     // A new generation moves worker ids by a day: no lease may reach so far.
     if config.codes.worker_lease > WORKER_LEASE_MAX {
         errors.push(refuse("codes.worker_lease", "must be at most 1h".to_owned()));
+    }
+    // The kernel maps whole pages.
+    if !config.spool.ring_size.is_multiple_of(RING_UNIT_BYTES) {
+        errors.push(refuse("spool.ring_size", "must be a multiple of 4KiB".to_owned()));
+    }
+    // One that is written, and what the store has not got yet: less could not be given up a segment at a time.
+    let least = SEGMENTS_MIN * config.spool.segment;
+    if config.spool.max_bytes < least && is_good("spool.segment", errors) {
+        let problem = format!("must be at least {SEGMENTS_MIN} times spool.segment, {}MiB", least.div_ceil(1 << 20));
+        errors.push(refuse("spool.max_bytes", problem));
     }
     // With a listener of its own, the API is not served on the others.
     let shortening = config

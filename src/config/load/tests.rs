@@ -151,6 +151,29 @@ const EVERYTHING: &str = r#"
     lookalikes = "refuse"
     [proxies]
     trusted = ["10.1.2.3/8", "::1"]
+    [spool]
+    ring = "/run/rings"
+    ring_size = "260KiB"
+    dir = "/var/spool/waypost"
+    segment = "1MiB"
+    sync = "1s"
+    max_bytes = "4MiB"
+    keep = "0s"
+    keep_bytes = "0B"
+    [visits]
+    keep = "1d"
+    raw = false
+    sinks = []
+    request_id_header = "x-amzn-trace-id"
+    bots = "drop"
+    bot_list = "bots.txt"
+    agents_per_day = 100
+    [stats]
+    public = true
+    [privacy]
+    address = "none"
+    visitor = "daily"
+    honour_dnt = true
     [log]
     format = "text"
     level = "debug"
@@ -158,6 +181,7 @@ const EVERYTHING: &str = r#"
     [shutdown]
     drain = "5s"
     grace = "1min"
+    flush = "0s"
 "#;
 
 #[test]
@@ -367,6 +391,24 @@ fn what_a_value_may_not_be() {
         ("TARGETS__OWN_HOSTS", "go.example:99999", "not \"go.example:99999\""),
         ("PROXIES__TRUSTED", "10.0.0.0/33", "not \"10.0.0.0/33\""),
         ("PROXIES__TRUSTED", "proxy.example", "not \"proxy.example\""),
+        ("SPOOL__RING_SIZE", "255KiB", "must be from 256KiB to 1024MiB, not \"255KiB\""),
+        ("SPOOL__RING_SIZE", "2GiB", "must be from 256KiB to 1024MiB, not \"2GiB\""),
+        ("SPOOL__RING_SIZE", "257KiB", "spool.ring_size must be a multiple of 4KiB"),
+        ("SPOOL__SEGMENT", "512KiB", "must be from 1024KiB to 1024MiB, not \"512KiB\""),
+        ("SPOOL__SYNC", "0s", "must be at least 1ms, not 0s"),
+        ("SPOOL__MAX_BYTES", "31MiB", "spool.max_bytes must be at least 4 times spool.segment, 32MiB"),
+        ("SPOOL__KEEP", "15", "such as \"15s\""),
+        ("SPOOL__KEEP_BYTES", "1G", "such as \"512MiB\""),
+        ("VISITS__KEEP", "23h", "must be at least 1d, not 23h"),
+        ("VISITS__RAW", "no", "must be true or false, not \"no\""),
+        ("VISITS__SINKS", "kafka", "must be [\"store\"], or [] for none, not \"kafka\""),
+        ("VISITS__REQUEST_ID_HEADER", "X Id", "such as \"X-Request-Id\", not \"X Id\""),
+        ("VISITS__BOTS", "hide", "must be one of separate, count, drop, not \"hide\""),
+        ("VISITS__AGENTS_PER_DAY", "99", "must be a whole number from 100 to 10000000, not 99"),
+        ("STATS__PUBLIC", "yes", "must be true or false, not \"yes\""),
+        ("PRIVACY__ADDRESS", "hashed", "must be one of truncated, full, none, not \"hashed\""),
+        ("PRIVACY__VISITOR", "none", "must be one of deployment, daily, not \"none\""),
+        ("PRIVACY__HONOUR_DNT", "1", "must be true or false, not \"1\""),
         ("LOG__LEVEL", "3", "must be one of error, warn, info, debug, trace, not \"3\""),
         ("ADMIN_KEY", "nineteen-bytes-long", "has 19 bytes: it must have from 20 to 256"),
         ("ADMIN_KEY", "twenty bytes and spaces", "as it travels in a header"),

@@ -9,15 +9,13 @@ use std::sync::{Arc, Mutex};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use tokio::sync::Semaphore;
 
-use super::{DAYS_MAX, DayRow, Days, Kinds, LinkRows, Totals};
 use crate::domain::key::DomainId;
 use crate::domain::link::LinkId;
 use crate::domain::time::UnixMillis;
 use crate::domain::visit::Class;
-use crate::stats::export::Exported;
 use crate::store::sqlite::{connect, explain};
+use crate::store::visited::{DAYS_MAX, DayRow, Days, Exported, Kinds, LinkRows, Totals};
 use crate::store::{Error, Result};
-use crate::visits::sink::Account;
 
 /// Connections that read at once.
 const READERS_MAX: usize = 4;
@@ -114,28 +112,6 @@ pub(super) fn link(db: &Connection, link: LinkId, days: Days) -> rusqlite::Resul
         Ok(DayRow { day: row.get(0)?, kinds: kinds(row, 1)?, sketch: row.get(6)? })
     })?;
     Ok(LinkRows { totals, days: rows.collect::<rusqlite::Result<_>>()? })
-}
-
-pub(super) fn accounts(db: &Connection) -> rusqlite::Result<Vec<Account>> {
-    let mut statement = db.prepare_cached(
-        "SELECT instance, sum(answered), sum(stored), max(at) FROM spool_positions GROUP BY instance ORDER BY instance",
-    )?;
-    let sums = statement.query_map([], |row| {
-        Ok(Account {
-            instance: row.get(0)?,
-            answered: row.get(1)?,
-            stored: row.get(2)?,
-            drops: Default::default(),
-            at: UnixMillis(row.get(3)?),
-        })
-    })?;
-    let sums = sums.collect::<rusqlite::Result<_>>()?;
-    let mut statement = db.prepare_cached(
-        "SELECT instance, reason, sum(visits) FROM spool_drops JOIN spool_positions USING (epoch, core)
-         GROUP BY instance, reason",
-    )?;
-    let drops = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    Ok(super::accounts(sums, drops.collect::<rusqlite::Result<_>>()?))
 }
 
 /// The kind of an orphan is in no row; numbers as those of `domain::visit::Class`.

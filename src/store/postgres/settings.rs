@@ -11,6 +11,8 @@ use crate::store::{Error, Result};
 
 const GET: &str = "SELECT value FROM settings WHERE name = $1";
 const SETTLE: &str = "INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING";
+/// By bytes, as SQLite compares: the order of the database may be that of a language.
+const FORGET: &str = "DELETE FROM settings WHERE name COLLATE \"C\" >= $1 AND name COLLATE \"C\" < $2";
 const LEASE: &str = "INSERT INTO ranges (name, next) VALUES ($1, $2::int8 + $3::int8)
   ON CONFLICT (name) DO UPDATE SET next = greatest(ranges.next, $2::int8) + $3::int8 RETURNING next";
 /// Numbers are given in turn: another process waits at the default domain's row.
@@ -29,7 +31,7 @@ impl Postgres {
         Ok(next - count)
     }
 
-    pub async fn settle(&self, name: &'static str, value: &[u8]) -> Result<Vec<u8>> {
+    pub async fn settle(&self, name: &str, value: &[u8]) -> Result<Vec<u8>> {
         let named: [Param<'_>; 1] = [(&name, Type::TEXT)];
         if let [row, ..] = self.inner.one(GET, &named).await?.as_slice() {
             return get(row, 0);
@@ -37,6 +39,11 @@ impl Postgres {
         let settled: [Param<'_>; 2] = [(&name, Type::TEXT), (&value, Type::BYTEA)];
         let answers = self.inner.again(&[(SETTLE, &settled), (GET, &named)]).await?;
         get(only(&answers[1])?, 0)
+    }
+
+    pub async fn forget(&self, from: &str, before: &str) -> Result<()> {
+        let params: [Param<'_>; 2] = [(&from, Type::TEXT), (&before, Type::TEXT)];
+        self.inner.one(FORGET, &params).await.map(drop)
     }
 
     pub async fn number_domains(&self, hosts: &[String]) -> Result<Vec<DomainId>> {

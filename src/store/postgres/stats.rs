@@ -10,9 +10,8 @@ use crate::domain::key::DomainId;
 use crate::domain::link::LinkId;
 use crate::domain::time::UnixMillis;
 use crate::domain::visit::Class;
-use crate::stats::export::Exported;
-use crate::stats::query::{DAYS_MAX, DayRow, Days, Kinds, LinkRows, Totals, accounts};
 use crate::store::row::Reading;
+use crate::store::visited::{DAYS_MAX, DayRow, Days, Exported, Kinds, LinkRows, Totals, accounts};
 use crate::store::{Error, Result};
 use crate::visits::sink::Account;
 

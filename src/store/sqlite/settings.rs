@@ -18,6 +18,11 @@ pub fn settle(tx: &mut Writing<'_>, name: &str, value: &[u8]) -> Result<Vec<u8>>
     get(tx.db, name).map(Option::unwrap_or_default)
 }
 
+pub fn forget(tx: &mut Writing<'_>, from: &str, before: &str) -> Result<()> {
+    tx.db.prepare_cached("DELETE FROM settings WHERE name >= ?1 AND name < ?2")?.execute([from, before])?;
+    Ok(())
+}
+
 pub fn lease(tx: &mut Writing<'_>, range: &str, known: u64, count: u64) -> Result<u64> {
     let next: u64 = tx
         .db

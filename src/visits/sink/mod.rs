@@ -59,6 +59,9 @@ pub struct Account {
 pub enum Sink {
     Sqlite(sqlite::Sqlite),
     Postgres(postgres::Postgres),
+    /// A store in memory, whose answers a test chooses.
+    #[cfg(test)]
+    Model(super::writer::model::Store),
 }
 
 impl Sink {
@@ -67,6 +70,8 @@ impl Sink {
         match self {
             Self::Sqlite(sink) => sink.positions(epochs).await,
             Self::Postgres(sink) => sink.positions(epochs).await,
+            #[cfg(test)]
+            Self::Model(sink) => sink.positions(epochs),
         }
     }
 
@@ -74,6 +79,8 @@ impl Sink {
         match self {
             Self::Sqlite(sink) => sink.store(batch).await,
             Self::Postgres(sink) => sink.store(batch).await,
+            #[cfg(test)]
+            Self::Model(sink) => sink.store(batch),
         }
     }
 
@@ -82,6 +89,8 @@ impl Sink {
         match self {
             Self::Sqlite(sink) => sink.housekeep(now).await,
             Self::Postgres(sink) => sink.housekeep(now).await,
+            #[cfg(test)]
+            Self::Model(sink) => sink.housekeep(now),
         }
     }
 }

@@ -4,8 +4,10 @@
 //! Never: takes from a ring what the log does not have; reads a string's bytes twice while they stand.
 //! At its limit: [`PIECE_BYTES_MAX`] of records at once; the rest comes with the next turn.
 
+use std::io;
 use std::sync::Arc;
 
+use super::log::Log;
 use super::read::{Next, Tally};
 use super::ring::{Read, RingReader};
 use super::segment;
@@ -34,14 +36,19 @@ impl Piece {
         self.records.len() + self.strings.len() * 24
     }
 
+    /// What comes next behind it.
+    fn end(&self) -> Next {
+        Next { number: self.begin.number + u64::from(self.count), visits: self.begin.visits + u64::from(self.visits) }
+    }
+
     /// Leaves out what comes before `next`.
-    fn skip(&mut self, next: Next) {
+    fn skip_to(&mut self, next: Next) {
         let had = next.number.saturating_sub(self.begin.number).min(u64::from(self.count));
         let (bytes, visits) = segment::measure(&self.records, had);
         self.records.drain(..bytes);
         self.count -= u32::try_from(had).unwrap_or(self.count);
         self.visits -= u32::try_from(visits).unwrap_or(self.visits).min(self.visits);
-        self.begin = Next { number: self.begin.number + had, visits: self.begin.visits + visits };
+        self.begin = next;
     }
 }
 
@@ -72,17 +79,6 @@ impl Copier {
         Self { ring, next, known: Vec::new(), generations, pieces: 0, read: next }
     }
 
-    #[must_use]
-    pub fn ring(&self) -> &RingReader {
-        &self.ring
-    }
-
-    /// Where the log stands.
-    #[must_use]
-    pub fn next(&self) -> Next {
-        self.next
-    }
-
     /// What is new; it counts as had once it is taken.
     pub fn read(&mut self, now: UnixMillis) -> Option<Piece> {
         let mut records = Vec::new();
@@ -92,9 +88,15 @@ impl Copier {
 
     /// The same after a crash (see [`RingReader::recover`]), without what the log has already.
     pub fn recover(&mut self, now: UnixMillis) -> Option<Piece> {
-        let mut records = Vec::new();
-        let read = self.ring.recover(&mut records, PIECE_BYTES_MAX);
-        self.piece(read, records, now)
+        loop {
+            let mut records = Vec::new();
+            let read = self.ring.recover(&mut records, PIECE_BYTES_MAX);
+            let nothing = read.count == 0;
+            let piece = self.piece(read, records, now);
+            if nothing || piece.is_some() {
+                return piece;
+            }
+        }
     }
 
     fn piece(&mut self, read: Read, records: Vec<u8>, now: UnixMillis) -> Option<Piece> {
@@ -111,14 +113,12 @@ impl Copier {
             strings: Vec::new(),
         };
         if piece.begin.number < self.next.number {
-            piece.begin.visits = 0;
-            piece.skip(self.next);
-            piece.begin = self.next;
+            piece.skip_to(self.next);
+            if piece.count == 0 {
+                return None;
+            }
         }
-        self.read = Next {
-            number: piece.begin.number + u64::from(piece.count),
-            visits: piece.begin.visits + u64::from(piece.visits),
-        };
+        self.read = piece.end();
         self.forget_old_strings();
         self.pieces += 1;
         for record in segment::glance(&piece.records) {
@@ -169,7 +169,19 @@ impl Copier {
     /// What was read is in the log.
     pub fn take(&mut self) {
         self.ring.take();
+        self.advance();
+    }
+
+    /// The same, and the ring stays as it is: it goes as a whole once all of it is in the log.
+    pub fn advance(&mut self) {
         self.next = self.read;
+    }
+
+    /// How the core stands as its ring says.
+    #[must_use]
+    pub fn tally_of_ring(&self) -> Tally {
+        let figures = self.ring.figures();
+        Tally { appended: figures.appended, visits: figures.visits, ..self.tally() }
     }
 
     /// How the core stands as the log has it.
@@ -184,5 +196,77 @@ impl Copier {
             spool_error: figures.spool_error,
             orphans: figures.orphans,
         }
+    }
+}
+
+/// All rings of a start, and the log that they are copied to.
+#[derive(Debug)]
+pub struct Copying {
+    pub log: Log,
+    copiers: Vec<Copier>,
+    /// What was read and the log does not have, for it fails.
+    unwritten: Vec<Piece>,
+    /// The tallies that the log has, and since when.
+    tallies: Vec<Tally>,
+    tallied_at: UnixMillis,
+}
+
+/// What a turn came to.
+#[derive(Debug)]
+pub enum Turn {
+    Nothing,
+    Copied,
+    /// The log could not be written: what was read is kept, and the rings fill.
+    Failed(io::Error),
+}
+
+/// How often the log is told how the cores stand.
+const TALLY_MS: u64 = 1000;
+
+impl Copying {
+    #[must_use]
+    pub fn new(log: Log, copiers: Vec<Copier>) -> Self {
+        Self { log, copiers, unwritten: Vec::new(), tallies: Vec::new(), tallied_at: UnixMillis::default() }
+    }
+
+    /// Copies once what is new in every ring; `last`: with a tally of each core.
+    pub fn turn(&mut self, now: UnixMillis, last: bool) -> Turn {
+        if self.unwritten.is_empty() && self.log.has_room() {
+            self.unwritten.extend(self.copiers.iter_mut().filter_map(|copier| copier.read(now)));
+        }
+        let due = last || now.0.abs_diff(self.tallied_at.0) >= TALLY_MS;
+        let standing = self.copiers.iter().map(Copier::tally).collect::<Vec<_>>();
+        let tallies = if due { self.changed() } else { Vec::new() };
+        if self.unwritten.is_empty() && tallies.is_empty() && !self.log.must_write() {
+            return Turn::Nothing;
+        }
+        if let Err(error) = self.log.write(&mut self.unwritten, &tallies, &standing, now) {
+            self.copiers.iter().for_each(|copier| copier.ring.set_failing(true));
+            return Turn::Failed(error);
+        }
+        for copier in &mut self.copiers {
+            copier.take();
+            copier.ring.set_failing(false);
+        }
+        if due {
+            self.tallied_at = now;
+            self.tallies = self.copiers.iter().map(Copier::tally).collect();
+        }
+        Turn::Copied
+    }
+
+    /// Tallies of the cores whose figures are others than those that the log has, as they will stand with what is unwritten.
+    fn changed(&self) -> Vec<Tally> {
+        let tallies = self.copiers.iter().map(|copier| {
+            let Next { number: appended, visits } = copier.read;
+            Tally { appended, visits, ..copier.tally() }
+        });
+        tallies.filter(|tally| !self.tallies.contains(tally)).collect()
+    }
+
+    /// How the cores stand by their rings.
+    #[must_use]
+    pub fn figures(&self) -> Vec<Tally> {
+        self.copiers.iter().map(Copier::tally_of_ring).collect()
     }
 }

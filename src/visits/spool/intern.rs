@@ -126,3 +126,105 @@ fn cut(text: &[u8]) -> &[u8] {
     let end = (STRING_BYTES_MAX - 3..=STRING_BYTES_MAX).rev().find(begins).unwrap_or(STRING_BYTES_MAX);
     &text[..end]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::ring::{self, RING_BYTES_MIN, RingReader};
+    use super::super::{Epoch, Source};
+    use super::*;
+    use crate::domain::time::UnixMillis;
+
+    fn ring() -> (tempfile::TempDir, RingWriter, RingReader) {
+        let folder = tempfile::tempdir().unwrap();
+        let source = Source { epoch: Epoch(1), core: 0 };
+        let about = ring::About { source, spool: 0, made_at: UnixMillis(0) };
+        let (writer, reader) = ring::create(&folder.path().join("ring"), RING_BYTES_MIN, &about).unwrap();
+        (folder, writer, reader)
+    }
+
+    #[test]
+    fn a_text_is_written_once() {
+        let (_folder, mut writer, reader) = ring();
+        let mut strings = Strings::new(&writer);
+        assert_eq!(strings.intern(&mut writer, b""), Interned::default());
+        let curl = strings.intern(&mut writer, b"curl/8.5.0");
+        let wget = strings.intern(&mut writer, b"Wget/1.21.4");
+        assert_eq!(strings.intern(&mut writer, b"curl/8.5.0"), curl);
+        assert!(curl.id != wget.id && curl.fixed_hash != wget.fixed_hash);
+        // Another core and another start say the same.
+        let (_folder, mut other, _) = ring();
+        assert_eq!(Strings::new(&other).intern(&mut other, b"curl/8.5.0").fixed_hash, curl.fixed_hash);
+        let mut text = Vec::new();
+        assert!(reader.string(wget.id, &mut text));
+        assert_eq!(text, b"Wget/1.21.4");
+    }
+
+    /// Many short texts fill the table before the half, long ones the half before the table: both go over to the other
+    /// half, and then to no room, and every id is that of its text.
+    #[test]
+    fn full_halves() {
+        for len in [3, 100] {
+            let (_folder, mut writer, reader) = ring();
+            let mut strings = Strings::new(&writer);
+            let mut record = record();
+            let mut known: Vec<(Vec<u8>, Interned)> = Vec::new();
+            for nth in 0.. {
+                let text = format!("{nth:0len$}").into_bytes();
+                let generation = writer.generation();
+                let interned = strings.intern(&mut writer, &text);
+                if writer.generation() != generation {
+                    // A record that uses the half that was left: it cannot be begun anew until the log has it.
+                    record.agent = known[0].1.id;
+                    assert!(writer.append(&record));
+                    known.clear();
+                }
+                if interned.no_room {
+                    assert_eq!(interned.id, 0);
+                    break;
+                }
+                known.push((text, interned));
+            }
+            assert_eq!(reader.generations(), [1, 2], "texts of {len} bytes");
+            assert!(known.len() >= 9);
+            for (text, interned) in known {
+                assert_eq!(strings.intern(&mut writer, &text), interned, "what is there stays");
+                let mut found = Vec::new();
+                assert!(reader.string(interned.id, &mut found));
+                assert_eq!(found, text);
+            }
+        }
+    }
+
+    fn record() -> super::super::record::Record<'static> {
+        super::super::record::Record {
+            kind: super::super::format::KIND_CLICK,
+            link: 1,
+            at: UnixMillis(0),
+            visitor: 0,
+            agent: 0,
+            referrer: 0,
+            address: None,
+            request_id: super::super::record::RequestId::None,
+            code: b"",
+            not_tracked: false,
+            no_agent_room: false,
+        }
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        let ascii = "a".repeat(600);
+        let two = format!("a{}", "é".repeat(300));
+        let four = format!("aaa{}", "🦀".repeat(150));
+        for (text, len) in [
+            (&b"short"[..], 5),
+            (&ascii.as_bytes()[..512], 512),
+            (ascii.as_bytes(), 512),
+            (two.as_bytes(), 511),
+            (four.as_bytes(), 511),
+            (&[0x80; 600], 512),
+        ] {
+            assert_eq!(cut(text), &text[..len]);
+        }
+    }
+}

@@ -62,7 +62,7 @@ pub struct Unsynced {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// In the order of the log, with the segment where each one is.
+    /// In the order of the log, with the first segment that each one was written to.
     pieces: VecDeque<(u64, Piece)>,
     bytes: usize,
     segments: VecDeque<Segment>,
@@ -77,7 +77,9 @@ struct Segment {
     file: Arc<File>,
     /// Its name is not known to last yet.
     new: bool,
-    dirty: bool,
+    /// Writes so far, and those of them that were synced.
+    written: u64,
+    synced: u64,
 }
 
 impl Unsynced {
@@ -102,7 +104,7 @@ impl Unsynced {
             }
             (waiting.segments.clone(), waiting.pieces.len(), waiting.round)
         };
-        let synced = segments.iter().filter(|segment| segment.dirty).try_for_each(|segment| {
+        let synced = segments.iter().filter(|segment| segment.written > segment.synced).try_for_each(|segment| {
             self.disk.sync(&segment.file)?;
             if segment.new { self.disk.sync_folder(&self.dir) } else { Ok(()) }
         });
@@ -116,13 +118,13 @@ impl Unsynced {
         }
         let durable = waiting.pieces.drain(..pieces).map(|(_, piece)| piece).collect::<Vec<_>>();
         waiting.bytes -= durable.iter().map(Piece::bytes).sum::<usize>();
-        let unsynced = waiting.pieces.iter().map(|(segment, _)| *segment).collect::<Vec<_>>();
         let last = waiting.segments.back().map(|segment| segment.number);
         for segment in &mut waiting.segments {
-            segment.new &= !segments.iter().any(|synced| synced.number == segment.number);
-            segment.dirty = segment.new || unsynced.contains(&segment.number);
+            if let Some(synced) = segments.iter().find(|synced| synced.number == segment.number) {
+                (segment.new, segment.synced) = (false, synced.written);
+            }
         }
-        waiting.segments.retain(|segment| segment.dirty || Some(segment.number) == last);
+        waiting.segments.retain(|segment| segment.written > segment.synced || Some(segment.number) == last);
         Ok(())
     }
 
@@ -213,7 +215,7 @@ impl Log {
             waiting.pieces.push_back((written.segment, piece));
         }
         if let Some(segment) = waiting.segments.back_mut() {
-            segment.dirty = true;
+            segment.written += 1;
         }
         drop(waiting);
         self.live.set_written(written);
@@ -260,11 +262,14 @@ impl Log {
         let mut waiting = self.unsynced.lock();
         if self.anew {
             waiting.failed = None;
-            for (segment, _) in &mut waiting.pieces {
-                *segment = number;
-            }
         }
-        waiting.segments.push_back(Segment { number, file: Arc::clone(&current.file), new: true, dirty: true });
+        waiting.segments.push_back(Segment {
+            number,
+            file: Arc::clone(&current.file),
+            new: true,
+            written: 1,
+            synced: 0,
+        });
         drop(waiting);
         self.live.set_written(Place { segment: number, offset: current.bytes });
         self.current = Some(current);

@@ -9,8 +9,32 @@
 //! Files: `DATA/spool/lock`, `DATA/spool/rings` (where the rings lie), `DATA/spool/<number, 16 hexadecimal digits>.log`,
 //! `DATA/spool/lost.ndjson`; rings in `<spool.ring>/waypost-<epoch, 16 hexadecimal digits>/core-<n>.ring`.
 
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::domain::time::{self, UnixMillis};
+use copy::{Copier, Copying, Turn};
+use disk::Disk;
+use folder::RingFolder;
+use live::Live;
+use log::{Log, Unsynced};
+use read::{Next, Reader, Tally};
+pub use recovery::recover_rings;
+use retain::{Goes, Limits};
+use ring::{About, RingWriter};
+pub use summary::{Summary, summary};
+
 pub mod copy;
 pub mod disk;
+pub mod folder;
 pub mod format;
 pub mod intern;
 pub mod live;
@@ -23,6 +47,9 @@ pub mod recovery;
 pub mod retain;
 pub mod ring;
 pub mod segment;
+mod summary;
+#[cfg(test)]
+mod tests;
 
 /// One start of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,6 +72,397 @@ pub struct Chunk {
     pub to: u64,
     /// Those of them that are visits of a link.
     pub visits: u32,
+}
+
+/// What a start is told. All but `runtime_dir` and `cores` stand in [`crate::config::Spool`].
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `DATA/spool`, or `spool.dir`.
+    pub dir: PathBuf,
+    /// `spool.ring`.
+    pub ring: Option<PathBuf>,
+    /// systemd's `RUNTIME_DIRECTORY` (systemd.exec(5)); of several the first.
+    pub runtime_dir: Option<PathBuf>,
+    pub ring_bytes: u64,
+    pub segment_bytes: u64,
+    pub sync: Duration,
+    pub bytes_max: u64,
+    pub keep: Duration,
+    pub keep_bytes: u64,
+    /// Rings are made for cores 0 up to this one.
+    pub cores: u16,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("another process uses the spool {0}: end it, or give this one a folder of its own with spool.dir")]
+    InUse(PathBuf),
+    #[error(
+        "the rings cannot lie in {0}: it is neither a tmpfs nor ext4 nor xfs, and any other file system may stall or kill \
+         the process that writes to a mapping of it; name a tmpfs with spool.ring"
+    )]
+    RingFolder(PathBuf),
+    #[error("{what} {path}: {error}")]
+    Io { what: &'static str, path: PathBuf, error: io::Error },
+}
+
+/// Says of which file an error is.
+fn at<T>(what: &'static str, path: &Path, result: io::Result<T>) -> Result<T, Error> {
+    result.map_err(|error| Error::Io { what, path: path.into(), error })
+}
+
+/// How often the rings are looked at.
+const TURN: Duration = Duration::from_millis(20);
+/// So many records of one core are worth a look at once: 64 KiB of ordinary ones.
+const CHUNK_RECORDS: u64 = 900;
+/// How often a new segment is tried while the log cannot be written, and what may go is looked at.
+const RETRY: Duration = Duration::from_secs(1);
+/// The share of what the log may have that one segment has at most: so that a small disk can let go of some.
+const SEGMENTS_MIN: u64 = 8;
+
+/// The spool of this process.
+#[derive(Debug)]
+pub struct Spool {
+    shared: Arc<Shared>,
+    chunks: Sender<Chunk>,
+    threads: Mutex<Option<Threads>>,
+    /// The folder is ours for as long as this is open.
+    _lock: File,
+}
+
+#[derive(Debug)]
+struct Threads {
+    copy: JoinHandle<Copying>,
+    sync: JoinHandle<()>,
+    rings: RingFolder,
+}
+
+#[derive(Debug)]
+struct Shared {
+    settings: Settings,
+    disk: Arc<dyn Disk>,
+    live: Arc<Live>,
+    unsynced: Arc<Unsynced>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    figures: Figures,
+    /// Everything before it is stored.
+    stored: Place,
+    /// Since when each segment is.
+    stored_at: BTreeMap<u64, UnixMillis>,
+    copy_stops: Option<Stop>,
+    sync_stops: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// Once the rings are empty.
+    Sealed,
+    /// Now: the next start finds what is left.
+    Dropped,
+}
+
+/// How the spool stands.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// Each core of this start, as its ring says.
+    pub cores: Vec<Tally>,
+    /// Of the log, and up to which it may grow now.
+    pub bytes: u64,
+    pub bytes_max: u64,
+    pub segments: u64,
+    /// What a loss of power would cost.
+    pub unsynced_bytes: u64,
+    /// Since when the log cannot be written.
+    pub failing_since: Option<UnixMillis>,
+    /// Visits that this process gave up because the log was full.
+    pub given_up: u64,
+}
+
+impl Spool {
+    /// Opens the spool: recovers what earlier starts left in their rings, makes this start's, and starts the threads.
+    /// The second value has the rings' other ends, by core.
+    pub fn open(settings: &Settings, now: UnixMillis, epoch: Epoch) -> Result<(Self, Vec<RingWriter>), Error> {
+        Self::open_on(Arc::new(disk::Kernel), settings, now, epoch)
+    }
+
+    /// The same on a disk of the caller's.
+    pub fn open_on(
+        disk: Arc<dyn Disk>,
+        settings: &Settings,
+        now: UnixMillis,
+        epoch: Epoch,
+    ) -> Result<(Self, Vec<RingWriter>), Error> {
+        let dir = &settings.dir;
+        at("cannot make the folder", dir, DirBuilder::new().recursive(true).mode(0o700).create(dir))?;
+        let (lock, spool) = folder::lock(dir)?;
+        let base = folder::ring_base(settings)?;
+        let (left, number) = recovery::recover(dir, Some(&base), spool, &disk, now)?;
+
+        let rings = RingFolder::make(&base, epoch)?;
+        let named = left.into_iter().chain([rings.path.clone()]).collect();
+        at("cannot write", dir, folder::write_rings(dir, &named, &*disk))?;
+        let mut writers = Vec::new();
+        let mut copiers = Vec::new();
+        for core in 0..settings.cores {
+            let about = About { source: Source { epoch, core }, spool, made_at: now };
+            let path = rings.path.join(format!("core-{core}.ring"));
+            let (writer, reader) = at("cannot make the ring", &path, ring::create(&path, settings.ring_bytes, &about))?;
+            writers.push(writer);
+            copiers.push(Copier::new(reader, Next::default()));
+        }
+
+        let live = Arc::new(Live::new(number));
+        let unsynced = Arc::new(Unsynced::new(Arc::clone(&disk), dir.clone()));
+        let shared = Shared {
+            settings: settings.clone(),
+            disk,
+            live: Arc::clone(&live),
+            unsynced: Arc::clone(&unsynced),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        };
+        let shared = Arc::new(shared);
+        let segment_bytes = settings.segment_bytes.min(shared.bytes_max() / SEGMENTS_MIN).max(64 << 10);
+        let copying = Copying::new(Log::new(unsynced, epoch, segment_bytes, live, number), copiers);
+        let (chunks, received) = crossbeam_channel::bounded(CHUNKS_MAX);
+        let copy = at("cannot start a thread for", dir, {
+            let shared = Arc::clone(&shared);
+            thread::Builder::new().name("waypost-spool".into()).spawn(move || shared.copy(copying, &received))
+        })?;
+        let sync = at("cannot start a thread for", dir, {
+            let shared = Arc::clone(&shared);
+            thread::Builder::new().name("waypost-sync".into()).spawn(move || shared.sync())
+        })?;
+        let threads = Mutex::new(Some(Threads { copy, sync, rings }));
+        Ok((Self { shared, chunks, threads, _lock: lock }, writers))
+    }
+
+    /// Where the cores say that there is something new.
+    #[must_use]
+    pub fn chunks(&self) -> Sender<Chunk> {
+        self.chunks.clone()
+    }
+
+    /// A reader of the whole log, which the log does not take segments from. There is one at a time.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        Reader::attached(&self.shared.settings.dir, Arc::clone(&self.shared.live))
+    }
+
+    /// Up to where a reader may read.
+    #[must_use]
+    pub fn written(&self) -> Place {
+        self.shared.live.written()
+    }
+
+    /// Waits until something is written; returns at once if that was so since the last call.
+    pub async fn wait(&self) {
+        self.shared.live.news().await;
+    }
+
+    /// Everything before `place` is stored. It may go back, after a failover of the store.
+    pub fn stored(&self, place: Place) {
+        self.shared.lock().stored = place;
+    }
+
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        let unsynced_bytes = self.shared.unsynced.bytes() as u64;
+        Figures { unsynced_bytes, ..self.shared.lock().figures.clone() }
+    }
+
+    /// Copies what is left in the rings, syncs, ends both threads, and removes the rings if the log has all that was in
+    /// them. Nothing may be recorded any more. A second call does nothing.
+    pub fn seal(&self) {
+        let Some(Threads { copy, sync, rings }) = self.threads.lock().expect("nobody panics with it").take() else {
+            return;
+        };
+        self.shared.lock().copy_stops = Some(Stop::Sealed);
+        let copying = copy.join();
+        self.shared.stop_sync();
+        let synced = sync.join();
+        let (Ok(mut copying), Ok(())) = (copying, synced) else {
+            tracing::error!("a thread of the spool has panicked: its rings stay for the next start");
+            return;
+        };
+        // What a failed sync was of is written and synced once more.
+        let mut sealed = || match copying.turn(time::now(), true) {
+            Turn::Failed(error) => Err(error),
+            Turn::Nothing | Turn::Copied => self.shared.unsynced.sync(),
+        };
+        match sealed().or_else(|_| sealed()) {
+            Ok(()) => {
+                copying.log.trim();
+                let removed = fs::remove_dir_all(&rings.path).and_then(|()| {
+                    let dir = &self.shared.settings.dir;
+                    let mut named = folder::read_rings(dir)?;
+                    named.remove(&rings.path);
+                    folder::write_rings(dir, &named, &*self.shared.disk)
+                });
+                if let Err(error) = removed {
+                    tracing::warn!(folder = %rings.path.display(), %error, "empty rings could not be removed");
+                }
+            }
+            Err(error) => tracing::error!(
+                folder = %rings.path.display(),
+                %error,
+                "the log could not be written at the end: its rings stay for the next start"
+            ),
+        }
+    }
+}
+
+impl Drop for Spool {
+    /// Without [`Spool::seal`]: as if the process had been killed, but that its threads end.
+    fn drop(&mut self) {
+        let Some(threads) = self.threads.lock().ok().and_then(|mut threads| threads.take()) else { return };
+        self.shared.lock().copy_stops = Some(Stop::Dropped);
+        self.shared.stop_sync();
+        let _ = threads.copy.join();
+        let _ = threads.sync.join();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nobody panics with it")
+    }
+
+    fn stop_sync(&self) {
+        self.lock().sync_stops = true;
+        self.changed.notify_all();
+    }
+
+    /// The thread that copies.
+    fn copy(&self, mut copying: Copying, chunks: &Receiver<Chunk>) -> Copying {
+        let mut retry_at = time::monotonic();
+        loop {
+            let turn_at = time::monotonic() + TURN;
+            while let Ok(chunk) = chunks.recv_deadline(turn_at) {
+                if chunk.to.saturating_sub(chunk.from) >= CHUNK_RECORDS {
+                    break;
+                }
+            }
+            let stop = self.lock().copy_stops;
+            if stop == Some(Stop::Dropped) {
+                return copying;
+            }
+            if time::monotonic() < retry_at && stop.is_none() {
+                self.lock().figures.cores = copying.figures();
+                continue;
+            }
+            let turn = copying.turn(time::now(), false);
+            let done = !matches!(turn, Turn::Copied);
+            if matches!(turn, Turn::Failed(_)) {
+                retry_at = time::monotonic() + RETRY;
+            }
+            self.tell(&turn, copying.figures());
+            if stop == Some(Stop::Sealed) && done {
+                return copying;
+            }
+        }
+    }
+
+    /// How the cores stand, and whether the log can be written: a line when that changes.
+    fn tell(&self, turn: &Turn, cores: Vec<Tally>) {
+        let mut state = self.lock();
+        state.figures.cores = cores;
+        match (turn, state.figures.failing_since) {
+            (Turn::Failed(error), None) => {
+                state.figures.failing_since = Some(time::now());
+                let dir = self.settings.dir.display();
+                tracing::error!(%dir, %error, "the log of visits cannot be written: visits wait in the rings");
+            }
+            (Turn::Copied, Some(since)) => {
+                state.figures.failing_since = None;
+                let ms = time::now().0.saturating_sub(since.0);
+                tracing::warn!(ms, "the log of visits can be written again");
+            }
+            _ => {}
+        }
+    }
+
+    /// The thread that syncs, and lets segments go.
+    fn sync(&self) {
+        let mut retain_at = time::monotonic();
+        loop {
+            let state = self.lock();
+            let wait = self.changed.wait_timeout_while(state, self.settings.sync, |state| !state.sync_stops);
+            let stops = wait.expect("nobody panics with it").0.sync_stops;
+            if let Err(error) = self.unsynced.sync() {
+                tracing::error!(%error, "a segment of the log could not be synced: it is abandoned, and its visits are written anew");
+            }
+            if stops {
+                return;
+            }
+            if time::monotonic() >= retain_at {
+                retain_at = time::monotonic() + RETRY;
+                if let Err(error) = self.retain(time::now()) {
+                    tracing::warn!(%error, "segments of the log could not be removed");
+                }
+            }
+        }
+    }
+
+    /// Up to how many bytes the log may grow now.
+    fn bytes_max(&self) -> u64 {
+        let bytes = self.lock().figures.bytes;
+        let free = rustix::fs::statvfs(&self.settings.dir).map_or(u64::MAX, |disk| disk.f_bavail * disk.f_frsize);
+        retain::cap(self.settings.bytes_max, free, bytes)
+    }
+
+    fn retain(&self, now: UnixMillis) -> io::Result<()> {
+        let dir = &self.settings.dir;
+        let bytes_max = self.bytes_max();
+        let (reading, claimed) = self.live.claimed();
+        let mut segments = retain::scan(dir)?;
+        let limits = {
+            let mut state = self.lock();
+            let before = state.stored.segment;
+            state.stored_at.retain(|number, _| *number < before);
+            for segment in segments.iter_mut().filter(|segment| segment.number < before) {
+                segment.stored_at = Some(*state.stored_at.entry(segment.number).or_insert(now));
+            }
+            state.figures.bytes = segments.iter().map(|segment| segment.bytes).sum();
+            state.figures.segments = segments.len() as u64;
+            state.figures.bytes_max = bytes_max;
+            Limits {
+                keep_ms: i64::try_from(self.settings.keep.as_millis()).unwrap_or(i64::MAX),
+                keep_bytes: self.settings.keep_bytes,
+                bytes_max,
+                written: self.live.written().segment,
+                reading,
+                claimed,
+            }
+        };
+        for goes in retain::decide(&segments, &limits, now) {
+            match goes {
+                Goes::Stored(number) => {
+                    self.disk.remove(&dir.join(segment::name(number)))?;
+                    self.lock().stored_at.remove(&number);
+                }
+                Goes::GivenUp(number) if self.live.leave(number) => {
+                    let line = retain::give_up(dir, number, &*self.disk);
+                    self.live.left();
+                    let visits = line?.sources.iter().map(|range| range.visits).sum::<u64>();
+                    self.lock().figures.given_up += visits;
+                    tracing::warn!(
+                        segment = number,
+                        visits,
+                        bytes_max,
+                        "the log of visits is full: its oldest segment that was never sent is given up"
+                    );
+                }
+                Goes::GivenUp(_) => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Chunks that may wait; what finds it full is found by the next poll.

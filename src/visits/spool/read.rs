@@ -53,7 +53,7 @@ pub struct Reader {
 type Strings = HashMap<(u16, u32), Box<[u8]>, ahash::RandomState>;
 
 /// Where the numbers of a source stand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Next {
     pub number: u64,
     /// Visits of a link before it.
@@ -106,6 +106,8 @@ pub struct Block<'a> {
     pub source: Source,
     /// The number of the first record.
     pub first: u64,
+    /// Visits of a link among all records before it.
+    pub before: u64,
     pub count: u32,
     /// Those of them that are visits of a link.
     pub visits: u32,
@@ -143,7 +145,7 @@ impl Block<'_> {
 
 /// What was found at the reader's place, owned: where its bytes lie in the buffer.
 enum Found {
-    Records { source: Source, first: u64, visits: u32, count: u32, written_at: UnixMillis, at: usize, len: usize },
+    Records { source: Source, next: Next, visits: u32, count: u32, written_at: UnixMillis, at: usize, len: usize },
     Tally(Tally),
     Gap(Gap),
     End,
@@ -194,9 +196,10 @@ impl Reader {
             Found::End => None,
             Found::Gap(Gap { source, from, to, visits, why }) => Some(Item::Gap { source, from, to, visits, why }),
             Found::Tally(tally) => Some(Item::Tally(tally)),
-            Found::Records { source, first, visits, count, written_at, at, len } => Some(Item::Records(Block {
+            Found::Records { source, next, visits, count, written_at, at, len } => Some(Item::Records(Block {
                 source,
-                first,
+                first: next.number,
+                before: next.visits,
                 count,
                 visits,
                 written_at,
@@ -420,7 +423,7 @@ impl Reader {
         self.next.insert(source, after);
         let (len, written_at) = (records.len() - skipped, block.written_at);
         let at = self.buffer.offset(end) - len;
-        Ok(Took::Item(Found::Records { source, first: next.number, visits, count, written_at, at, len }))
+        Ok(Took::Item(Found::Records { source, next, visits, count, written_at, at, len }))
     }
 
     /// The next offset behind the reader's place where a block is.

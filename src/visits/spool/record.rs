@@ -316,7 +316,7 @@ mod tests {
         covered.extend(&written[4..]);
         let mut want = crc32c::crc32c(&covered).to_le_bytes().to_vec();
         want.extend([48, 0, 1, 1, 7, 0, 0, 0, 0, 0, 0, 0]);
-        want.extend([0x00, 0xD0, 0x9E, 0x18, 0xA3, 0x01, 0, 0]);
+        want.extend([0x00, 0x50, 0x5C, 0x18, 0xA3, 0x01, 0, 0]);
         want.extend([9, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0]);
         want.extend([192, 0, 2, 1, 0, 0, 0, 0]);
         assert_eq!(written, want);

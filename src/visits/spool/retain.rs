@@ -1,1 +1,176 @@
-//! To come.
+//! What of the log goes: stored segments after a while, and, when there is no more room, what was never sent.
+//!
+//! In: segments and limits. Out: which go, and why; then they are gone, the lost ones with a line in `lost.ndjson` first.
+//! Never: gives up a segment that may have been sent; removes one that is being written or read.
+//! At its limit: what may not go stays, even beyond `spool.max_bytes`.
+
+use std::collections::HashMap;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use super::disk::Disk;
+use super::format::{BLOCK_HEADER_BYTES, SEGMENT_HEADER_BYTES};
+use super::lost::{self, LOST_BYTES_MAX, Line, Range};
+use super::segment::{self, Body, Header};
+use crate::domain::time::UnixMillis;
+use crate::visits::Dropped;
+
+/// A segment of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub number: u64,
+    pub bytes: u64,
+    /// Since when all of it is known to be stored.
+    pub stored_at: Option<UnixMillis>,
+}
+
+/// What bounds the log, and who uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub keep_ms: i64,
+    pub keep_bytes: u64,
+    /// Of `spool.max_bytes` and the free disk.
+    pub bytes_max: u64,
+    /// The segment that is written: it and what comes after it stays.
+    pub written: u64,
+    /// The segment that is read: it and what comes after it is needed.
+    pub reading: u64,
+    /// The last one that may have been sent.
+    pub claimed: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goes {
+    /// It is stored, and was kept long enough.
+    Stored(u64),
+    /// There is no room for it.
+    GivenUp(u64),
+}
+
+/// What the log may have: `bytes_max`, and never more than a fifth of what would be free without it.
+#[must_use]
+pub fn cap(bytes_max: u64, free: u64, log_bytes: u64) -> u64 {
+    bytes_max.min(free.saturating_add(log_bytes) / 5)
+}
+
+/// Which of `segments`, which are in order, go now, in this order.
+#[must_use]
+pub fn decide(segments: &[Segment], limits: &Limits, now: UnixMillis) -> Vec<Goes> {
+    let mut bytes = segments.iter().map(|segment| segment.bytes).sum::<u64>();
+    let stored = segments
+        .iter()
+        .take_while(|segment| segment.stored_at.is_some() && segment.number < limits.written.min(limits.reading))
+        .collect::<Vec<_>>();
+    let mut stored_bytes = stored.iter().map(|segment| segment.bytes).sum::<u64>();
+    let mut goes = Vec::new();
+    for segment in stored {
+        let kept_ms = segment.stored_at.map_or(0, |at| now.0.saturating_sub(at.0));
+        if kept_ms < limits.keep_ms && stored_bytes <= limits.keep_bytes && bytes <= limits.bytes_max {
+            break;
+        }
+        stored_bytes -= segment.bytes;
+        bytes -= segment.bytes;
+        goes.push(Goes::Stored(segment.number));
+    }
+    let unsent = segments.iter().filter(|segment| segment.number > limits.claimed && segment.number < limits.written);
+    for segment in unsent {
+        if bytes <= limits.bytes_max {
+            break;
+        }
+        bytes -= segment.bytes;
+        goes.push(Goes::GivenUp(segment.number));
+    }
+    goes
+}
+
+/// The segments in `dir`, in order; of none it is known here whether it is stored.
+pub fn scan(dir: &Path) -> io::Result<Vec<Segment>> {
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let Some(number) = entry.file_name().to_str().and_then(segment::number) else { continue };
+        // It may have gone just now.
+        let Ok(about) = entry.metadata() else { continue };
+        segments.push(Segment { number, bytes: about.len(), stored_at: None });
+    }
+    segments.sort_unstable_by_key(|segment| segment.number);
+    Ok(segments)
+}
+
+/// Writes down what goes with a segment, synced, and removes it. `lost_to` is up to where each source was given up before:
+/// what a segment repeats is counted once.
+pub fn give_up(dir: &Path, number: u64, disk: &dyn Disk) -> io::Result<Line> {
+    let before = lost::read(dir)?;
+    let mut lost_to = HashMap::new();
+    for range in before.values().flatten() {
+        let to: &mut u64 = lost_to.entry(range.source()).or_default();
+        *to = range.to.max(*to);
+    }
+    let path = dir.join(segment::name(number));
+    let mut line = line_of(number, &fs::read(&path)?, |range| lost_to.get(&range.source()).copied().unwrap_or(0));
+    let name = dir.join(lost::NAME);
+    let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&name)?;
+    if file.metadata()?.len() > LOST_BYTES_MAX {
+        line.links.clear();
+    }
+    // A torn line of before ends here.
+    let mut text = b"\n".to_vec();
+    serde_json::to_writer(&mut text, &line)?;
+    text.push(b'\n');
+    file.write_all(&text)?;
+    disk.sync(&file)?;
+    if before.is_empty() {
+        disk.sync_folder(dir)?;
+    }
+    disk.remove(&path)?;
+    Ok(line)
+}
+
+/// What a segment holds, by source and link; records before `lost_to` of their source are no part of it.
+fn line_of(number: u64, bytes: &[u8], lost_to: impl Fn(&Range) -> u64) -> Line {
+    let mut line = Line { segment: number, reason: Dropped::SpoolFull.name().into(), ..Line::default() };
+    let Some(header) = Header::decode(bytes) else { return line };
+    let mut offset = SEGMENT_HEADER_BYTES;
+    while offset + BLOCK_HEADER_BYTES <= bytes.len() {
+        let rest = &bytes[offset..];
+        let block = segment::claimed_len(rest)
+            .and_then(|len| rest.get(..len))
+            .and_then(|bytes| Some((segment::decode(bytes, header.epoch, number)?, bytes.len())));
+        let Some((block, len)) = block else {
+            offset += 8;
+            continue;
+        };
+        offset += len;
+        let Body::Records { count, visits, records, .. } = block.body else { continue };
+        let mut all = Range {
+            epoch: header.epoch.0,
+            core: block.core,
+            from: block.number,
+            to: block.number + u64::from(count),
+            before: block.before,
+            visits: u64::from(visits),
+        };
+        let range = line.sources.iter_mut().find(|range| range.core == block.core);
+        let had = range.as_ref().map_or_else(|| lost_to(&all), |range| range.to);
+        let skipped = had.saturating_sub(all.from).min(u64::from(count));
+        let (bytes, skipped_visits) = segment::measure(records, skipped);
+        if skipped == u64::from(count) {
+            continue;
+        }
+        for record in segment::glance(&records[bytes..]).filter(|record| record.visit) {
+            *line.links.entry(record.link).or_default() += 1;
+        }
+        let end = all.before + all.visits;
+        match range {
+            Some(range) => (range.to, range.visits) = (all.to, end - range.before),
+            None => {
+                (all.from, all.before, all.visits) =
+                    (all.from + skipped, all.before + skipped_visits, end - all.before - skipped_visits);
+                line.sources.push(all);
+            }
+        }
+    }
+    line
+}

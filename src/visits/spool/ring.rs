@@ -381,8 +381,9 @@ impl RingReader {
     /// What is new since the last `read`: records verbatim (as `record::decode` reads them, pads left out) are appended to
     /// `records`, at least one if there is any, and no more once there are `bytes_max` bytes. Trusts `head`.
     pub fn read(&mut self, records: &mut Vec<u8>, bytes_max: usize) -> Read {
-        let head = self.shared.load(HEAD);
-        self.advance(records, bytes_max, head, false)
+        // A damaged `head` would lead round and round.
+        let until = self.shared.load(HEAD).min(self.shared.load(TAIL) + self.shared.area);
+        self.advance(records, bytes_max, until, false)
     }
 
     /// The same after a crash: goes on from `tail` for as long as checksums are right for the next number, whatever
@@ -520,6 +521,379 @@ impl RingReader {
         let at = self.shared.record_word(position % self.shared.area, 0);
         for index in 0..len / WORD_BYTES {
             to.extend_from_slice(&self.shared.load(at + index).to_le_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use proptest::prelude::*;
+
+    use super::super::format::KIND_CLICK;
+    use super::super::record::RequestId;
+    use super::*;
+
+    const SOURCE: Source = Source { epoch: Epoch(0xE0), core: 2 };
+    const ABOUT: About = About { source: SOURCE, spool: 11, made_at: UnixMillis(1_800_000_000_000) };
+
+    struct Fixture {
+        folder: tempfile::TempDir,
+        writer: RingWriter,
+        reader: RingReader,
+    }
+
+    fn fixture() -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, reader) = create(&folder.path().join("ring"), RING_BYTES_MIN, &ABOUT).unwrap();
+        Fixture { folder, writer, reader }
+    }
+
+    impl Fixture {
+        fn path(&self) -> PathBuf {
+            self.folder.path().join("ring")
+        }
+
+        /// The file as a kill after the first `stores` stores since `before` leaves it.
+        fn killed(&self, before: &[u8], journal: &[(usize, u64)]) -> PathBuf {
+            let mut bytes = before.to_vec();
+            for (word, value) in journal {
+                bytes[word * 8..word * 8 + 8].copy_from_slice(&value.to_le_bytes());
+            }
+            let path = self.folder.path().join("killed");
+            std::fs::write(&path, bytes).unwrap();
+            path
+        }
+
+        fn journal(&self) -> Vec<(usize, u64)> {
+            std::mem::take(&mut *self.writer.shared.journal.lock().unwrap())
+        }
+    }
+
+    /// Number `number` of a stream in which every third record is an orphan, of several lengths.
+    fn nth(number: u64) -> Record<'static> {
+        let orphan = number % 3 == 2;
+        Record {
+            kind: if orphan { KIND_ORPHAN } else { KIND_CLICK },
+            link: number,
+            at: ABOUT.made_at,
+            visitor: number * 7,
+            agent: 0,
+            referrer: 0,
+            address: None,
+            request_id: RequestId::Written(&[b'x'; 64][..number as usize % 5 * 16]),
+            code: if orphan { b"launch" } else { b"" },
+            not_tracked: false,
+            no_agent_room: false,
+        }
+        .without_empty_id()
+    }
+
+    impl Record<'_> {
+        fn without_empty_id(mut self) -> Self {
+            if self.request_id == RequestId::Written(b"") {
+                self.request_id = RequestId::None;
+            }
+            self
+        }
+    }
+
+    fn visits(records: std::ops::Range<u64>) -> u64 {
+        records.filter(|number| number % 3 != 2).count() as u64
+    }
+
+    /// The records are those of the stream from `read.first` on.
+    fn check(read: Read, records: &[u8], range: std::ops::Range<u64>) {
+        let count = (range.end - range.start) as u32;
+        assert_eq!(read, Read { first: range.start, count, visits: visits(range.clone()) as u32 });
+        let mut rest = records;
+        for number in range {
+            let (record, len) = record::decode(rest, SOURCE, number).unwrap();
+            assert_eq!(record, nth(number));
+            rest = &rest[len..];
+        }
+        assert!(rest.is_empty());
+    }
+
+    fn read(reader: &mut RingReader, range: std::ops::Range<u64>) {
+        let mut records = Vec::new();
+        let read = reader.read(&mut records, usize::MAX);
+        check(read, &records, range);
+    }
+
+    fn recover(path: &Path, range: std::ops::Range<u64>, appended: u64) -> RingReader {
+        let mut reader = open(path).unwrap();
+        let mut records = Vec::new();
+        let found = reader.recover(&mut records, usize::MAX);
+        check(found, &records, range);
+        let figures = reader.figures();
+        assert_eq!((figures.appended, figures.visits), (appended, visits(0..appended)));
+        reader
+    }
+
+    #[test]
+    fn round_and_round() {
+        let mut f = fixture();
+        let mut rounds = proptest::test_runner::TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha);
+        let mut taken = 0;
+        while f.writer.position() < 20 * f.writer.shared.area {
+            let count = rounds.random_range(1..60);
+            for _ in 0..count {
+                assert!(f.writer.append(&nth(f.writer.appended())));
+            }
+            read(&mut f.reader, taken..taken + count);
+            taken += count;
+            f.reader.take();
+            let figures = Figures { appended: taken, visits: visits(0..taken), ..Figures::default() };
+            assert_eq!(f.reader.figures(), figures);
+        }
+        // Nothing is left for the next start, which sees the same.
+        assert_eq!(recover(&f.path(), taken..taken, taken).about(), &ABOUT);
+    }
+
+    #[test]
+    fn pieces() {
+        let mut f = fixture();
+        for number in 0..20 {
+            f.writer.append(&nth(number));
+        }
+        let (mut records, mut first) = (Vec::new(), 0);
+        loop {
+            records.clear();
+            let read = f.reader.read(&mut records, 100);
+            if read.count == 0 {
+                break;
+            }
+            assert!(records.len() < 100 + RECORD_BYTES_MAX);
+            check(read, &records, first..first + u64::from(read.count));
+            first += u64::from(read.count);
+        }
+        assert_eq!(first, 20);
+    }
+
+    #[test]
+    fn what_finds_it_full_is_counted() {
+        let mut f = fixture();
+        let mut written = 0;
+        while f.writer.append(&nth(written)) {
+            written += 1;
+        }
+        let before = f.reader.figures();
+        let orphan = nth(2);
+        let visit = nth(4);
+        assert!(!f.writer.append(&visit) && !f.writer.append(&orphan));
+        f.reader.set_failing(true);
+        assert!(!f.writer.append(&visit));
+        f.writer.leave_out_orphan();
+        let after = f.reader.figures();
+        let want = Figures {
+            appended: written,
+            visits: visits(0..written),
+            ring_full: before.ring_full + 1,
+            spool_error: 1,
+            orphans: before.orphans + 2,
+        };
+        assert_eq!(after, want);
+        // What was read makes no room; what was taken does.
+        read(&mut f.reader, 0..written);
+        assert!(!f.writer.append(&visit));
+        f.reader.take();
+        assert!(f.writer.append(&nth(written)));
+        recover(&f.path(), written..written + 1, written + 1);
+    }
+
+    #[test]
+    fn strings_come_back_while_records_use_them() {
+        let mut f = fixture();
+        let mut text = Vec::new();
+        assert!(
+            !f.reader.string(0, &mut text) && !f.reader.string(1, &mut text) && !f.reader.string(u32::MAX, &mut text)
+        );
+        assert_eq!(f.reader.generations(), [1, 0]);
+        let long = [b'a'; STRING_BYTES_MAX];
+        let (first, _) = f.writer.put_string(&long).unwrap();
+        let (second, _) = f.writer.put_string(b"b").unwrap();
+        assert!(f.reader.string(first, &mut text) && f.reader.string(second, &mut text));
+        assert_eq!(text, [&long[..], b"b"].concat());
+
+        // The first half has no room for it, and nothing uses the second one.
+        let (third, _) = f.writer.put_string(&long).unwrap();
+        assert_eq!([first, second, third].map(|id| f.reader.half(id)), [0, 0, 1]);
+        assert_eq!(f.reader.generations(), [1, 2]);
+        // The second half is full, and a record that uses the first one may be on its way to the log.
+        f.writer.append(&nth(0));
+        assert_eq!(f.writer.put_string(&long), None);
+        assert!(f.writer.put_string(b"c").is_some(), "what has room");
+        assert!(!f.writer.begin_half());
+        // Once the log has it, and what may have used both, the first half is begun anew.
+        for number in 1..20 {
+            f.writer.append(&nth(number));
+        }
+        f.reader.read(&mut Vec::new(), usize::MAX);
+        assert_eq!(f.writer.put_string(&long), None, "read is not taken");
+        f.reader.take();
+        assert_eq!(f.writer.put_string(&[b'd'; STRING_BYTES_MAX]), Some((first, 0)));
+        assert_eq!(f.reader.generations(), [3, 2]);
+        text.clear();
+        assert!(f.reader.string(first, &mut text) && f.reader.string(third, &mut text));
+        assert_eq!(text, [[b'd'; STRING_BYTES_MAX], long].concat());
+    }
+
+    /// A kill between any two stores of appends, with gaps at the end of the area among them, loses no record that was
+    /// written, invents none, and leaves counts that add up.
+    #[test]
+    fn a_kill_between_any_two_stores_of_an_append() {
+        let mut f = fixture();
+        let (mut taken, mut gaps, mut commits) = (0, 0, 0);
+        while f.writer.position() < 2 * f.writer.shared.area + 1000 {
+            let (before, number) = (std::fs::read(f.path()).unwrap(), f.writer.appended());
+            f.journal();
+            assert!(f.writer.append(&nth(number)));
+            let journal = f.journal();
+            // Behind the commit word come the count and the head.
+            let committed = journal.len() - 2;
+            gaps += u32::from(journal[0].1 >> 48 == u64::from(PAD));
+            for stores in 0..=journal.len() {
+                let whole = number + u64::from(stores >= committed);
+                recover(&f.killed(&before, &journal[..stores]), taken..whole, whole);
+                commits += 1;
+            }
+            if number % 50 == 49 {
+                read(&mut f.reader, taken..number + 1);
+                f.reader.take();
+                taken = number + 1;
+            }
+        }
+        assert!(gaps >= 2 && commits > 1000, "{gaps} gaps, {commits} kills");
+    }
+
+    #[test]
+    fn a_kill_between_the_two_stores_of_take() {
+        let mut f = fixture();
+        for number in 0..30 {
+            f.writer.append(&nth(number));
+        }
+        let mut part = Vec::new();
+        f.reader.read(&mut part, 1000);
+        let taken = f.reader.next.number;
+        assert!((5..25).contains(&taken));
+        for (taken, more) in [(taken, true), (30, false)] {
+            let before = std::fs::read(f.path()).unwrap();
+            f.journal();
+            f.reader.take();
+            let journal = f.journal();
+            assert_eq!(journal.len(), 2);
+            recover(&f.killed(&before, &journal[..1]), taken..30, 30);
+            recover(&f.killed(&before, &journal), taken..30, 30);
+            if more {
+                f.reader.read(&mut part, usize::MAX);
+            }
+        }
+    }
+
+    /// The commit word of an append whose `head` was not written may be the first record beyond what was taken.
+    #[test]
+    fn recovery_takes_what_it_found() {
+        let mut f = fixture();
+        for number in 0..10 {
+            f.writer.append(&nth(number));
+        }
+        let mut reader = recover(&f.path(), 0..10, 10);
+        reader.take();
+        recover(&f.path(), 10..10, 10);
+    }
+
+    #[test]
+    fn what_is_no_ring() {
+        let f = fixture();
+        let bytes = std::fs::read(f.path()).unwrap();
+        let changed = |at: usize, byte: u8| {
+            let mut bytes = bytes.clone();
+            bytes[at] = byte;
+            bytes
+        };
+        let others = [
+            vec![],
+            b"wayring\0".to_vec(),
+            vec![0; bytes.len()],
+            bytes[..8192].to_vec(),
+            [&bytes[..], &[0; 4096]].concat(),
+            changed(0, b'W'),
+            changed(8, 2),
+            changed(32, 1),
+            changed(71, 0xFF),
+            changed(192, 3),
+            changed(199, 0xFF),
+        ];
+        for (nth, other) in others.iter().enumerate() {
+            let path = f.folder.path().join("other");
+            std::fs::write(&path, other).unwrap();
+            assert_eq!(open(&path).unwrap_err().kind(), io::ErrorKind::InvalidData, "{nth}");
+        }
+        assert_eq!(create(&f.path(), RING_BYTES_MIN, &ABOUT).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        let small = f.folder.path().join("small");
+        assert_eq!(create(&small, RING_BYTES_MIN - 1, &ABOUT).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert!(!small.exists());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// Whatever happened to the file: no panic, no record that was not written, each at its own number.
+        #[test]
+        fn any_damage(
+            written in 0u64..400, taken in 0u64..400,
+            changes in prop::collection::vec((any::<prop::sample::Index>(), 0usize..9, any::<u8>()), 1..40),
+        ) {
+            let mut f = fixture();
+            let (mut records, taken) = (Vec::new(), taken.min(written));
+            for number in 0..written {
+                if number == taken {
+                    f.reader.read(&mut records, usize::MAX);
+                    f.reader.take();
+                }
+                // Where there is no room, what is there stays.
+                f.writer.append(&nth(f.writer.appended()));
+            }
+            let mut bytes = std::fs::read(f.path()).unwrap();
+            for (index, place, byte) in changes {
+                // Half of the damage is where it hurts.
+                let at = match place {
+                    0..4 => index.index(bytes.len()),
+                    4 => index.index(RING_HEADER_BYTES / 16),
+                    5 => 64 + index.index(16),
+                    6 => 192 + index.index(16),
+                    _ => RING_HEADER_BYTES + bytes.len() / STRINGS_SHARE + index.index(1000),
+                };
+                bytes[at] = byte;
+            }
+            let path = f.folder.path().join("damaged");
+            std::fs::write(&path, bytes).unwrap();
+            let Ok(mut reader) = open(&path) else { return Ok(()) };
+            let (mut number, mut count) = (reader.next.number, 0);
+            loop {
+                records.clear();
+                let read = reader.recover(&mut records, 500);
+                if read.count == 0 {
+                    break;
+                }
+                prop_assert_eq!(read.first, number);
+                let mut rest = &records[..];
+                for _ in 0..read.count {
+                    let (record, len) = record::decode(rest, reader.about().source, number).unwrap();
+                    prop_assert_eq!(record, nth(number));
+                    (rest, number, count) = (&rest[len..], number + 1, count + 1);
+                }
+                prop_assert!(rest.is_empty() && count <= 400);
+            }
+            let mut text = Vec::new();
+            for id in 0..(RING_BYTES_MIN as u32 / 64) + 2 {
+                reader.string(id, &mut text);
+            }
+            // Neither does the way that trusts `head` panic.
+            records.clear();
+            reader.read(&mut records, usize::MAX);
         }
     }
 }

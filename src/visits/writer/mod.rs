@@ -9,6 +9,8 @@
 //! Every outcome that is not plain ends in the same way: ask the store where it stands, go to the place in the log where that
 //! is, and go on. [`state`] decides, [`Course`] does, [`Writer`] is the thread.
 
+#[cfg(test)]
+pub(super) mod model;
 pub mod state;
 
 use std::collections::BTreeSet;
@@ -26,9 +28,8 @@ use super::batch::{Batch, Builder, Took};
 use super::dead;
 use super::sink::{Failure, Sink};
 use super::spool::format::SEGMENT_HEADER_BYTES;
-use super::spool::live::Live;
 use super::spool::read::{Item, Reader};
-use super::spool::{Epoch, Place, Source, segment};
+use super::spool::{self, Epoch, Place, Source, Spool, segment};
 use super::{Dropped, Drops};
 use crate::breaker::Breaker;
 use crate::config;
@@ -49,6 +50,8 @@ pub struct Settings {
     /// `DATA/dead-letters.ndjson`.
     pub dead_letters: PathBuf,
     pub breaker: config::Breaker,
+    /// This start, whose rings know what is pending of it.
+    pub own: Option<Epoch>,
 }
 
 /// The writer's thread.
@@ -99,7 +102,7 @@ pub struct Replayed {
 /// Stores what the log in `dir` has, of a machine that is gone, exactly once: what the store has already is skipped.
 pub async fn replay(dir: &Path, settings: Settings, builder: Builder, sink: Sink) -> io::Result<Replayed> {
     let figures = Arc::new(Figures::default());
-    let log = Log { dir: dir.to_path_buf(), reader: Reader::open(dir)?, live: None };
+    let log = Log { dir: dir.to_path_buf(), reader: Reader::open(dir)?, spool: None };
     let delivery = Delivery::new(settings, log, builder, sink, Arc::clone(&figures));
     let (_orders, ordered) = watch::channel(Some(time::monotonic() + EVER));
     run(delivery, ordered, REPLAY_FAILURES_MAX).await;
@@ -109,6 +112,7 @@ pub async fn replay(dir: &Path, settings: Settings, builder: Builder, sink: Sink
 
 async fn run(mut delivery: Delivery, mut orders: watch::Receiver<Option<Instant>>, failures_max: u32) {
     let (mut state, mut action) = State::START;
+    delivery.look_ahead();
     let mut tidy_at = time::monotonic();
     loop {
         delivery.figures.phase.set(state.phase as u64);
@@ -181,19 +185,26 @@ pub struct Log {
     pub dir: PathBuf,
     pub reader: Reader,
     /// Of this process; none = what another one has left.
-    pub live: Option<Arc<Live>>,
+    pub spool: Option<Arc<Spool>>,
 }
 
 impl Log {
     async fn news(&self) {
-        match &self.live {
-            Some(live) => live.news().await,
+        match &self.spool {
+            Some(spool) => spool.wait().await,
             None => std::future::pending().await,
         }
     }
 
     fn seek(&mut self, segment: u64) {
         self.reader.seek(segment);
+    }
+
+    /// Everything before `place` is in the store: its segments may go, after a while.
+    fn stored(&self, place: Place) {
+        if let Some(spool) = &self.spool {
+            spool.stored(place);
+        }
     }
 
     /// The starts that it has anything of.
@@ -255,8 +266,27 @@ impl Delivery {
             Event::Filled | Event::End { anything: true } => self.figures.oldest_pending.set(oldest),
             _ => {}
         }
-        self.figures.pending.set(self.builder.pending());
+        if event == (Event::End { anything: false }) {
+            self.log.stored(self.log.reader.place());
+        }
+        self.note_pending();
         event
+    }
+
+    fn note_pending(&self) {
+        self.figures.pending.set(self.builder.pending(self.settings.own));
+        if let Some(own) = self.settings.own {
+            self.figures.settled.set(self.builder.settled(own));
+        }
+    }
+
+    /// What waits of earlier starts, before it is read.
+    fn look_ahead(&mut self) {
+        // It is read later, and what is wrong with it is told then.
+        for tally in spool::summary(&self.log.dir).unwrap_or_default().tallies.values() {
+            self.builder.expects(tally);
+        }
+        self.note_pending();
     }
 
     async fn ask(&mut self) -> Event {
@@ -335,6 +365,7 @@ impl Delivery {
                 }
                 let stored = place.unwrap_or_else(|| self.log.reader.place());
                 self.resume = stored.segment;
+                self.log.stored(stored);
                 Event::Stored
             }
             Err(Failure::Refused(reason)) if rows == 1 => {
@@ -400,6 +431,7 @@ pub struct Figures {
     stored: Counter,
     drops: [Counter; Dropped::ALL.len()],
     pending: Counter,
+    settled: Counter,
     /// Milliseconds since 1970; 0 = none.
     oldest_pending: Counter,
     phase: Counter,
@@ -424,8 +456,10 @@ pub struct Report {
     /// Visits of links that this writer has stored and given up, of whichever start.
     pub stored: u64,
     pub drops: Drops,
-    /// Those in the log that wait, as far as it was read.
+    /// Those in the log that wait, of all starts but this one.
     pub pending: u64,
+    /// Of this start: stored, or given up on the way from the rings.
+    pub settled: u64,
     /// When the first of them came into the log.
     pub oldest_pending: Option<UnixMillis>,
     pub batches: u64,
@@ -445,6 +479,7 @@ impl Figures {
             stored: self.stored.get(),
             drops: std::array::from_fn(|why| self.drops[why].get()),
             pending: self.pending.get(),
+            settled: self.settled.get(),
             oldest_pending: (oldest != 0).then(|| UnixMillis(oldest.cast_signed())),
             batches: self.batches.get(),
             batch_rows: self.batch_rows.get(),

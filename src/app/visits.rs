@@ -1,0 +1,171 @@
+//! Visits' wiring: the spool, the writer and its sink, the keys of visitors.
+//!
+//! In: the configuration, the store. Out: a recorder for each core, figures, and, at the end, a spool that is sealed and as
+//! much in the store as it takes.
+//! Never: keeps redirects waiting for a store of visits. At its limit: see [`crate::visits`].
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::BadConfiguration;
+use crate::config::Config;
+use crate::domain::time;
+use crate::instance::{Core, VisitFigures};
+use crate::store::Store;
+use crate::visits::agents::patterns::BotList;
+use crate::visits::agents::{Agents, Referrers};
+use crate::visits::batch::{self, Builder};
+use crate::visits::sink::{self, Sink};
+use crate::visits::spool::{self, Epoch, Spool};
+use crate::visits::visitor::Keys;
+use crate::visits::writer::{self, Figures, Log, Writer};
+use crate::visits::{Dropped, Recorder, visitor_keys};
+
+/// The file of the embedded store's visits, in the data folder.
+pub const FILE: &str = "visits.db";
+const DEAD_LETTERS: &str = "dead-letters.ndjson";
+
+/// Visits on their way, while the server runs.
+pub struct Visits {
+    spool: Arc<Spool>,
+    writer: Writer,
+}
+
+/// What tells how they stand, whoever stops the writer.
+#[derive(Clone)]
+pub struct Standing {
+    spool: Arc<Spool>,
+    figures: Arc<Figures>,
+}
+
+/// Starts recording; the recorders are those of the cores, in order. Without `visits.sinks` nothing is recorded.
+pub fn start(
+    config: &Config,
+    cores: usize,
+    store: &Store,
+    instance: &str,
+) -> anyhow::Result<(Option<Visits>, Vec<Recorder>)> {
+    if !config.visits.recorded {
+        return Ok((None, (0..cores).map(|_| Recorder::default()).collect()));
+    }
+    // Before anything is made: what is wrong here is said at once.
+    let builder = builder(config).context(BadConfiguration)?;
+    let sink = sink(config, store, instance)?;
+    let keys = Arc::new(Keys::default());
+    visitor_keys::start(&keys, config.privacy.visitor, &config.data);
+    super::vital(tokio::spawn(visitor_keys::run(
+        Arc::clone(&keys),
+        store.clone(),
+        config.privacy.visitor,
+        config.data.clone(),
+    )));
+    let epoch = Epoch(rand::random());
+    let settings = spool::Settings {
+        dir: spool_dir(config),
+        ring: config.spool.ring.clone(),
+        runtime_dir: runtime_dir(),
+        ring_bytes: config.spool.ring_size,
+        segment_bytes: config.spool.segment,
+        sync: config.spool.sync,
+        bytes_max: config.spool.max_bytes,
+        keep: config.spool.keep,
+        keep_bytes: config.spool.keep_bytes,
+        cores: u16::try_from(cores).context("there are more than 65,535 workers")?,
+    };
+    let (spool, rings) = Spool::open(&settings, time::now(), epoch).map_err(|error| match error {
+        spool::Error::InUse(_) | spool::Error::RingFolder(_) => anyhow::Error::new(error).context(BadConfiguration),
+        error @ spool::Error::Io { .. } => error.into(),
+    })?;
+    let spool = Arc::new(spool);
+    let log = Log { dir: settings.dir, reader: spool.reader(), spool: Some(Arc::clone(&spool)) };
+    let writer = Writer::start(writer_settings(config, Some(epoch)), log, builder, sink)
+        .context("no thread for the writer of visits")?;
+    let recording = crate::visits::Settings { address: config.privacy.address, keys, chunks: spool.chunks() };
+    let recorders = (0..).zip(rings).map(|(core, ring)| Recorder::new(ring, core, recording.clone())).collect();
+    Ok((Some(Visits { spool, writer }), recorders))
+}
+
+impl Visits {
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        Standing { spool: Arc::clone(&self.spool), figures: Arc::clone(self.writer.figures()) }
+    }
+
+    /// Seals the log and stores, for up to `flush`, what it still has. The cores record nothing any more. Blocks.
+    pub fn close(self, flush: Duration) {
+        let by = time::monotonic() + flush;
+        self.spool.seal();
+        self.writer.stop(by);
+    }
+}
+
+impl Standing {
+    /// Of this process, and of what it found in its spool.
+    #[must_use]
+    pub fn figures(&self, cores: &[Core]) -> VisitFigures {
+        // What is settled is read before what was recorded: whatever happens between counts as pending, never the reverse.
+        let report = self.figures.report();
+        let spool = self.spool.figures();
+        let sum = |count: fn(&spool::read::Tally) -> u64| spool.cores.iter().map(count).sum::<u64>();
+        let answered = cores.iter().map(|core| core.http.visits.answered()).sum::<u64>();
+        let mut drops = report.drops;
+        let unrecorded = sum(|core| core.ring_full) + sum(|core| core.spool_error);
+        drops[Dropped::RingFull as usize] += sum(|core| core.ring_full);
+        drops[Dropped::SpoolError as usize] += sum(|core| core.spool_error);
+        let own = answered.saturating_sub(unrecorded).saturating_sub(report.settled);
+        let pending = report.pending + own;
+        let oldest = report.oldest_pending.filter(|_| pending > 0);
+        VisitFigures {
+            answered,
+            spooled: sum(|core| core.visits),
+            stored: report.stored,
+            pending,
+            oldest_pending_seconds: oldest.map_or(0, |at| u64::try_from((time::now().0 - at.0) / 1000).unwrap_or(0)),
+            drops,
+            spool_bytes: spool.bytes,
+            spool_max_bytes: spool.bytes_max,
+            sink_away_since: report.away.map(|away| away.since),
+            spool_failing_since: spool.failing_since,
+        }
+    }
+}
+
+/// What makes batches as the configuration says.
+pub fn builder(config: &Config) -> anyhow::Result<Builder> {
+    let bots = match &config.visits.bot_list {
+        Some(file) => BotList::open(file)?,
+        None => BotList::default(),
+    };
+    let per_day = config.visits.agents_per_day;
+    let settings = batch::Settings { raw: config.visits.raw, bots: config.visits.bots };
+    Ok(Builder::new(settings, Agents::new(bots, per_day), Referrers::new(per_day)))
+}
+
+/// Where visits go: beside the links.
+pub fn sink(config: &Config, store: &Store, instance: &str) -> Result<Sink, sink::Failure> {
+    let settings = sink::Settings { instance: instance.to_owned(), keep: config.visits.keep };
+    match (store, &config.postgres) {
+        (Store::Postgres(_), Some(postgres)) => sink::postgres::Postgres::open(postgres, &settings).map(Sink::Postgres),
+        _ => sink::sqlite::Sqlite::open(&config.data.join(FILE), &settings).map(Sink::Sqlite),
+    }
+}
+
+/// Of a server, whose start `own` is, or of a command.
+#[must_use]
+pub fn writer_settings(config: &Config, own: Option<Epoch>) -> writer::Settings {
+    writer::Settings { dead_letters: config.data.join(DEAD_LETTERS), breaker: config.breaker, own }
+}
+
+#[must_use]
+pub fn spool_dir(config: &Config) -> PathBuf {
+    config.spool.dir.clone().unwrap_or_else(|| config.data.join("spool"))
+}
+
+/// systemd's; of several the first (systemd.exec(5)).
+fn runtime_dir() -> Option<PathBuf> {
+    let folders = std::env::var("RUNTIME_DIRECTORY").ok()?;
+    folders.split(':').next().filter(|first| !first.is_empty()).map(PathBuf::from)
+}
