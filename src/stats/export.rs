@@ -17,15 +17,9 @@ use tokio::sync::mpsc;
 use super::query::{Sqlite, Stats};
 use crate::domain::key::DomainId;
 use crate::domain::time::UnixMillis;
-<<<<<<< HEAD
-use crate::domain::visit::Class;
-use crate::store::Result;
-use crate::store::postgres::Postgres;
-=======
 use crate::store::Result;
 use crate::store::postgres::Postgres;
 use crate::store::visited::Exported;
->>>>>>> main
 use crate::table::{Format, guard};
 
 /// Visits that are read at a time.
