@@ -60,7 +60,7 @@ fn a_full_disk() {
     let Some(disk) = SmallDisk::new(32) else { return };
     let spool = disk.path().join("spool");
     let more =
-        format!("workers = 1\n[spool]\ndir = \"{}\"\nring_size = \"256KiB\"\nsegment = \"1MiB\"\n", spool.display());
+        format!("[workers]\ncount = 1\n[spool]\ndir = \"{}\"\nring_size = \"256KiB\"\nsegment = \"1MiB\"\n", spool.display());
     let stand = Stand::new(Kept::Postgres, &more);
     let server = stand.start();
     let load = stand.load(1000, 15);

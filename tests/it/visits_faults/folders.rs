@@ -77,10 +77,10 @@ fn names(folder: &Path) -> Vec<String> {
 #[test]
 fn a_restart_with_fewer_workers() {
     for kept in [Kept::Embedded, Kept::Postgres] {
-        let stand = Stand::new(kept, "workers = 3\n");
+        let stand = Stand::new(kept, "[workers]\ncount = 3\n");
         let ledger = killed_with_visits(&stand);
         assert_eq!(names(stand.place.rings()).len(), 1);
-        stand.configure("workers = 1\n");
+        stand.configure("[workers]\ncount = 1\n");
         let server = stand.start();
         stand.judge(&server, &ledger).right();
         // Only its own.
