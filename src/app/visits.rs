@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::BadConfiguration;
-use crate::config::Config;
+use crate::config::{Breaker, Config};
 use crate::domain::time;
 use crate::instance::{Core, VisitFigures};
 use crate::store::Store;
@@ -21,12 +21,13 @@ use crate::visits::batch::{self, Builder};
 use crate::visits::sink::{self, Sink};
 use crate::visits::spool::{self, Epoch, Spool};
 use crate::visits::visitor::Keys;
-use crate::visits::writer::{self, Figures, Log, Writer};
+use crate::visits::writer::{self, Figures, Writer};
 use crate::visits::{Dropped, Recorder, visitor_keys};
 
 /// The file of the embedded store's visits, in the data folder.
 pub const FILE: &str = "visits.db";
 const DEAD_LETTERS: &str = "dead-letters.ndjson";
+const RECOVERY_MAX: Duration = Duration::from_secs(3);
 
 /// Visits on their way, while the server runs.
 pub struct Visits {
@@ -80,8 +81,7 @@ pub fn start(
         error @ spool::Error::Io { .. } => error.into(),
     })?;
     let spool = Arc::new(spool);
-    let log = Log { dir: settings.dir, reader: spool.reader(), spool: Some(Arc::clone(&spool)) };
-    let writer = Writer::start(writer_settings(config, Some(epoch)), log, builder, sink)
+    let writer = Writer::start(writer_settings(config, Some(epoch)), &settings.dir, Arc::clone(&spool), builder, sink)
         .context("no thread for the writer of visits")?;
     let recording = crate::visits::Settings { address: config.privacy.address, keys, chunks: spool.chunks() };
     let recorders = (0..).zip(rings).map(|(core, ring)| Recorder::new(ring, core, recording.clone())).collect();
@@ -156,7 +156,9 @@ pub fn sink(config: &Config, store: &Store, instance: &str) -> Result<Sink, sink
 /// Of a server, whose start `own` is, or of a command.
 #[must_use]
 pub fn writer_settings(config: &Config, own: Option<Epoch>) -> writer::Settings {
-    writer::Settings { dead_letters: config.data.join(DEAD_LETTERS), breaker: config.breaker, own }
+    // Nobody waits for it but the log: a store that is back is found out sooner than by those whose requests fail.
+    let breaker = Breaker { recovery: config.breaker.recovery.min(RECOVERY_MAX), ..config.breaker };
+    writer::Settings { dead_letters: config.data.join(DEAD_LETTERS), breaker, own }
 }
 
 #[must_use]

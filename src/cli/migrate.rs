@@ -9,10 +9,11 @@ use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use serde_json::json;
 
-use super::{Common, Failure, Outcome, announce, block_on, configure, database, print, store_name};
+use super::{Common, Failure, Outcome, announce, block_on, configure, database, print, store_name, visits_database};
 use crate::config::load::{Flags, Loaded};
 use crate::store::schema::Migration;
 use crate::store::{self, postgres, sqlite};
+use crate::visits::sink::sqlite as visits;
 
 #[derive(Debug, Args)]
 pub struct Migrate {
@@ -44,7 +45,7 @@ pub fn run(migrate: &Migrate, common: &Common) -> Outcome {
             postgres::grants(config, role).await?;
         }
         let had: Vec<&Migration> =
-            all.iter().filter(|migration| lacked.iter().all(|other| other.number != migration.number)).collect();
+            all.into_iter().filter(|migration| lacked.iter().all(|other| other.name != migration.name)).collect();
         let text = if common.json {
             let list = |migrations: &[&Migration]| -> Vec<_> {
                 migrations.iter().map(|migration| json!({"number": migration.number, "name": migration.name})).collect()
@@ -65,22 +66,31 @@ pub fn run(migrate: &Migrate, common: &Common) -> Outcome {
     })
 }
 
-/// All migrations that the configured store can have, and those that it lacks.
-async fn read(loaded: &Loaded) -> store::Result<(&'static [Migration], Vec<&'static Migration>)> {
+/// All migrations that the configured store can have, and those that it lacks. The embedded store is two files.
+async fn read(loaded: &Loaded) -> store::Result<(Vec<&'static Migration>, Vec<&'static Migration>)> {
     if let Some(config) = &loaded.config.postgres {
-        return Ok((&postgres::MIGRATIONS, postgres::pending(config).await?));
+        return Ok((postgres::MIGRATIONS.iter().collect(), postgres::pending(config).await?));
     }
-    let path = database(loaded);
-    let pending = if path.exists() { sqlite::pending(&path)? } else { &sqlite::MIGRATIONS };
-    Ok((&sqlite::MIGRATIONS, pending.iter().collect()))
+    let (links, of_visits) = (database(loaded), visits_database(loaded));
+    let links = if links.exists() { sqlite::pending(&links)? } else { &sqlite::MIGRATIONS };
+    let of_visits = if of_visits.exists() { visits::pending(&of_visits)? } else { &visits::MIGRATIONS };
+    let all = sqlite::MIGRATIONS.iter().chain(&visits::MIGRATIONS).collect();
+    Ok((all, links.iter().chain(of_visits).collect()))
 }
 
 /// Returns what was applied: another process may have been faster with the rest.
 async fn apply(loaded: &Loaded) -> store::Result<Vec<&'static Migration>> {
     match &loaded.config.postgres {
         Some(config) => postgres::migrate(config).await,
-        None => sqlite::migrate(&database(loaded)),
+        None => migrate_embedded(loaded),
     }
+}
+
+/// Makes both files of the embedded store, or brings them up to date.
+pub(super) fn migrate_embedded(loaded: &Loaded) -> store::Result<Vec<&'static Migration>> {
+    let mut applied = sqlite::migrate(&database(loaded))?;
+    applied.extend(visits::migrate(&visits_database(loaded))?);
+    Ok(applied)
 }
 
 impl Migrate {

@@ -12,6 +12,7 @@ pub mod link;
 pub mod migrate;
 pub mod moving;
 pub mod serve;
+pub mod spool;
 pub mod stats;
 pub mod status;
 pub mod warm;
@@ -90,6 +91,8 @@ enum Command {
     Unpin(warm::Pins),
     /// Show what became of the visits of a link
     Stats(stats::Stats),
+    /// Show the visits that wait on a disk, or store those of a machine that is gone
+    Spool(spool::Spool),
     /// Show what a running server does
     Status(status::Status),
     /// Check or print the configuration
@@ -141,6 +144,7 @@ pub fn run() -> ExitCode {
         Command::Pin(pins) => warm::pin(&pins, true, &common),
         Command::Unpin(pins) => warm::pin(&pins, false, &common),
         Command::Stats(stats) => stats::run(&stats, &common),
+        Command::Spool(spool) => spool::run(&spool, &common),
         Command::Status(status) => status::run(&status, &common),
         Command::Config(config) => config::run(&config, &common),
     };
@@ -192,6 +196,12 @@ pub fn announce(loaded: &Loaded) {
 #[must_use]
 pub fn database(loaded: &Loaded) -> PathBuf {
     embedded(&loaded.config.data)
+}
+
+/// Where its visits lie.
+#[must_use]
+pub fn visits_database(loaded: &Loaded) -> PathBuf {
+    loaded.config.data.join(app::visits::FILE)
 }
 
 /// The file of the embedded store in a folder.

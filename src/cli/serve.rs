@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::migrate::migrate_embedded;
 use super::{Common, Failure, Outcome, configure, database, print, store_name};
 use crate::accept::listener::{Listen, reachable};
 use crate::app::{self, Running};
@@ -17,7 +18,7 @@ use crate::domain::time;
 use crate::guard::keys::{self, ApiKey, KeyRecord, Scope, Scopes};
 use crate::http::route::Surface;
 use crate::store::postgres::Postgres;
-use crate::store::sqlite::{self, Sqlite};
+use crate::store::sqlite::Sqlite;
 use crate::store::{self, Store};
 
 #[derive(Debug, Args)]
@@ -71,7 +72,7 @@ async fn live(loaded: &Loaded) -> Outcome {
         Some(settings) => Store::Postgres(Postgres::open(settings)?),
         None => {
             let path = database(loaded);
-            for migration in sqlite::migrate(&path)? {
+            for migration in migrate_embedded(loaded)? {
                 tracing::info!(number = migration.number, name = migration.name, "migrated");
             }
             let store = Store::Sqlite(Sqlite::open(&path)?);

@@ -629,3 +629,32 @@ fn request_id(id: record::RequestId<'_>) -> RequestId {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absurd_times_are_near_their_writing() {
+        const WRITTEN_MS: i64 = 1_790_000_000_000;
+        let check =
+            |at, written, expected| assert_eq!(clamp(UnixMillis(at), UnixMillis(written)), UnixMillis(expected));
+        check(WRITTEN_MS - 20, WRITTEN_MS, WRITTEN_MS - 20);
+        check(0, WRITTEN_MS, WRITTEN_MS - BEFORE_MS);
+        check(i64::MAX, WRITTEN_MS, WRITTEN_MS + AFTER_MS);
+        // The log's own clock was absurd.
+        check(WRITTEN_MS, 0, FIRST_MS + AFTER_MS);
+        check(0, i64::MIN, FIRST_MS);
+        check(i64::MAX, i64::MAX, LAST_MS);
+    }
+
+    #[test]
+    fn a_record_is_as_long_as_it_says() {
+        let mut bytes = [0; 96];
+        for (length, expected) in [(40, Some(40)), (96, Some(96)), (104, None), (32, None), (0, None)] {
+            bytes[4] = length;
+            assert_eq!(split(&bytes).map(|(record, _)| record.len()), expected, "{length}");
+        }
+        assert_eq!(split(&bytes[..5]), None);
+    }
+}

@@ -206,9 +206,9 @@ fn who_may_read() {
     let check = |config: &str, anybody: u16, other_scope: u16| {
         let (setup, direct) = visited(config);
         let reader = direct.key(&[Scope::StatsRead], None, None);
+        let admin = direct.key(&[Scope::Admin], None, None);
         let other = direct.key(&[Scope::LinksRead, Scope::LinksWrite], None, None);
         let server = setup.start();
-        let admin = server.admin_key();
         let unknown = "wp_AAAAAAAA_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
         for (path, key, want) in [
             ("/stats/seen", "", anybody),

@@ -65,8 +65,10 @@ struct Open {
     file: File,
     /// None where the header is damaged and no neighbour's epoch fits.
     epoch: Option<Epoch>,
-    /// A later segment repeats what this one may lack.
-    repeated: bool,
+    /// A later segment repeats what was not synced of this one, and of those before it from this number on.
+    repeats: Option<u64>,
+    /// Something was passed over in it.
+    damaged: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -270,6 +272,9 @@ impl Reader {
     /// Over something damaged: a string may have been in it.
     fn jump(&mut self, offset: u64) {
         self.place.offset = offset;
+        if let Some(open) = &mut self.open {
+            open.damaged = true;
+        }
         self.strings.clear();
         self.reset.clear();
     }
@@ -322,7 +327,7 @@ impl Reader {
         if file.metadata()?.len() < SEGMENT_HEADER_BYTES as u64 && there.len() == 1 {
             return Ok(false); // it is being made
         }
-        let mut open = Open { file, epoch: None, repeated: false };
+        let mut open = Open { file, epoch: None, repeats: None, damaged: false };
         self.place = Place { segment: number, offset: SEGMENT_HEADER_BYTES as u64 };
         self.strings.clear();
         self.reset.clear();
@@ -377,20 +382,24 @@ impl Reader {
         let end = place.offset + bytes.len() as u64;
         let source = Source { epoch, core: block.core };
         let begin = Next { number: block.number, visits: block.before };
-        let next = *self.next.entry(source).or_insert(begin);
-
-        let hole = begin.number > next.number;
-        if hole && !open.repeated {
-            open.repeated = repeated(&self.dir, place.segment)?;
-            if !open.repeated {
+        let known = self.next.get(&source).copied();
+        let behind = known.is_none_or(|next| begin.number > next.number);
+        if behind && open.repeats.is_none() {
+            open.repeats = repeated(&self.dir, place.segment)?;
+        }
+        // Something may be missing that comes again later; a core that is not known yet begins where it is whole.
+        let wait = behind && open.repeats.is_some_and(|first| known.is_some() || open.damaged || first < place.segment);
+        let next = known.unwrap_or(begin);
+        if behind && !wait {
+            self.next.insert(source, begin);
+            if known.is_some() {
                 // The block itself comes with the next call.
-                self.next.insert(source, begin);
                 return Ok(Took::Item(Found::Gap(gap(source, next, begin, Dropped::Corrupt))));
             }
         }
         self.place.offset = end;
         let (count, visits, strings, records) = match block.body {
-            Body::Tally { .. } if hole => return Ok(Took::Passed),
+            Body::Tally { .. } if wait => return Ok(Took::Passed),
             Body::Tally { ring_full, spool_error, orphans } => {
                 let Next { number: appended, visits } = next;
                 return Ok(Took::Item(Found::Tally(Tally {
@@ -410,7 +419,7 @@ impl Reader {
             self.strings.insert((block.core, id), string.into());
         }
         let had = u64::from(count).min(next.number - begin.number.min(next.number));
-        if hole || had == u64::from(count) {
+        if wait || had == u64::from(count) {
             if !self.fresh.is_empty() {
                 self.reset.remove(&block.core);
             }
@@ -452,10 +461,11 @@ fn gap(source: Source, from: Next, to: Next, why: Dropped) -> Gap {
     Gap { source, from: from.number, to: to.number, visits: to.visits.saturating_sub(from.visits), why }
 }
 
-/// Whether a later segment repeats what was not synced of this one.
-fn repeated(dir: &Path, number: u64) -> io::Result<bool> {
-    let later = segments(dir)?.range(number + 1..).copied().collect::<Vec<_>>();
-    Ok(later.into_iter().filter_map(|later| header(dir, later)).any(|header| (1..=number).contains(&header.repeats)))
+/// From which segment on a later one repeats what was not synced of this one; none if none does.
+fn repeated(dir: &Path, number: u64) -> io::Result<Option<u64>> {
+    let there = segments(dir)?;
+    let later = there.range(number + 1..).filter_map(|later| header(dir, *later));
+    Ok(later.map(|header| header.repeats).filter(|repeats| (1..=number).contains(repeats)).min())
 }
 
 /// The numbers of the segments in `dir`.

@@ -29,6 +29,7 @@ use super::dead;
 use super::sink::{Failure, Sink};
 use super::spool::format::SEGMENT_HEADER_BYTES;
 use super::spool::read::{Item, Reader};
+use super::spool::recovery::recover_rings;
 use super::spool::{self, Epoch, Place, Source, Spool, segment};
 use super::{Dropped, Drops};
 use crate::breaker::Breaker;
@@ -63,10 +64,11 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins with the oldest segment of the spool's log, as soon as the store answers.
-    pub fn start(settings: Settings, log: Log, builder: Builder, sink: Sink) -> io::Result<Self> {
+    /// Begins with the oldest segment in `dir`, which is the spool's folder, as soon as the store answers.
+    pub fn start(settings: Settings, dir: &Path, spool: Arc<Spool>, builder: Builder, sink: Sink) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let figures = Arc::new(Figures::default());
+        let log = Log { dir: dir.to_path_buf(), reader: spool.reader(), spool: Some(spool) };
         let delivery = Delivery::new(settings, log, builder, sink, Arc::clone(&figures));
         let (orders, ordered) = watch::channel(None);
         let thread = std::thread::Builder::new()
@@ -99,10 +101,14 @@ pub struct Replayed {
     pub failed: Option<String>,
 }
 
-/// Stores what the log in `dir` has, of a machine that is gone, exactly once: what the store has already is skipped.
-pub async fn replay(dir: &Path, settings: Settings, builder: Builder, sink: Sink) -> io::Result<Replayed> {
+/// Stores what the spool in `dir` has, of a process that is gone, exactly once: rings that lie beside it are recovered first,
+/// and what the store has already is skipped. A spool that is in use is an error.
+pub async fn replay(dir: &Path, settings: Settings, builder: Builder, sink: Sink) -> Result<Replayed, spool::Error> {
+    recover_rings(dir, time::now())?;
+    let reader =
+        Reader::open(dir).map_err(|error| spool::Error::Io { what: "cannot read", path: dir.into(), error })?;
     let figures = Arc::new(Figures::default());
-    let log = Log { dir: dir.to_path_buf(), reader: Reader::open(dir)?, spool: None };
+    let log = Log { dir: dir.to_path_buf(), reader, spool: None };
     let delivery = Delivery::new(settings, log, builder, sink, Arc::clone(&figures));
     let (_orders, ordered) = watch::channel(Some(time::monotonic() + EVER));
     run(delivery, ordered, REPLAY_FAILURES_MAX).await;
@@ -181,11 +187,11 @@ async fn over(orders: &mut watch::Receiver<Option<Instant>>) {
 
 /// A log to read.
 #[derive(Debug)]
-pub struct Log {
-    pub dir: PathBuf,
-    pub reader: Reader,
+struct Log {
+    dir: PathBuf,
+    reader: Reader,
     /// Of this process; none = what another one has left.
-    pub spool: Option<Arc<Spool>>,
+    spool: Option<Arc<Spool>>,
 }
 
 impl Log {
@@ -307,6 +313,7 @@ impl Delivery {
                 if self.builder.settle(&positions) {
                     // What it lost may lie anywhere in the log.
                     self.resume = 0;
+                    self.log.stored(Place::default());
                     tracing::warn!("the store has lost visits that it had: they are stored again from the log");
                 }
                 self.go_back();

@@ -184,3 +184,125 @@ fn backoff(failures: u32, chance: f64) -> Duration {
     let whole = BACKOFF_MIN.saturating_mul(1 << failures.min(16)).min(BACKOFF_MAX);
     whole.mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::time::monotonic;
+
+    const EVENTS: [Event; 14] = [
+        Event::Positions,
+        Event::Filled,
+        Event::End { anything: true },
+        Event::End { anything: false },
+        Event::Woken,
+        Event::Stored,
+        Event::Moved,
+        Event::Unknown,
+        Event::Away,
+        Event::Broken,
+        Event::Refused { rows: 0 },
+        Event::Refused { rows: 1 },
+        Event::Refused { rows: 9 },
+        Event::SetAside,
+    ];
+
+    /// Short names of what is done.
+    fn name(action: Action) -> &'static str {
+        match action {
+            Action::Ask => "ask",
+            Action::Read { .. } => "read",
+            Action::Send => "send",
+            Action::SetAside => "aside",
+            Action::Sleep { .. } => "sleep",
+            Action::Listen => "listen",
+            Action::Finish => "finish",
+        }
+    }
+
+    fn check(phase: Phase, ending: bool, expected: [(Phase, &str); EVENTS.len()]) {
+        let now = monotonic();
+        let end_by = ending.then(|| now + Duration::from_secs(5));
+        let at = Moment { now, chance: 0.0, end_by, failures_max: u32::MAX };
+        for (event, expected) in EVENTS.into_iter().zip(expected) {
+            let state = State { phase, failures: 0, rows_max: ROWS_MAX };
+            let (then, action) = next(state, event, &at);
+            assert_eq!((then.phase, name(action)), expected, "{phase:?}, {event:?}, ending: {ending}");
+            // Whatever happens, it is over at its time, and after too many failures.
+            let late = Moment { end_by: Some(now), ..at };
+            assert_eq!(next(state, event, &late).1, Action::Finish, "{phase:?}, {event:?}");
+            let failed = Moment { failures_max: 0, ..at };
+            assert_eq!(next(state, event, &failed).1, Action::Finish, "{phase:?}, {event:?}");
+        }
+    }
+
+    #[test]
+    fn every_state_answers_every_event() {
+        use Phase::{Direct, Finished, Replaying, Waiting};
+        let waits = (Waiting, "sleep");
+        // Positions, Filled, End with and without anything, Woken, Stored, Moved, Unknown, Away, Broken, Refused of 0, 1, 9, SetAside.
+        let failures = [
+            (Waiting, "ask"),
+            waits,
+            waits,
+            waits,
+            waits,
+            (Replaying, "aside"),
+            (Replaying, "read"),
+            (Replaying, "read"),
+        ];
+        let row = |first: [(Phase, &'static str); 6]| {
+            let mut row = [(Finished, ""); EVENTS.len()];
+            row[..6].copy_from_slice(&first);
+            row[6..].copy_from_slice(&failures);
+            row
+        };
+        let asks = (Waiting, "ask");
+        let waiting = row([(Replaying, "read"), asks, asks, asks, asks, asks]);
+        let begun = (Replaying, "read");
+        let replaying = row([begun, (Replaying, "send"), (Direct, "send"), (Direct, "listen"), begun, begun]);
+        let full = (Replaying, "send");
+        let direct = row([begun, full, (Direct, "send"), (Direct, "listen"), (Direct, "read"), (Direct, "sleep")]);
+        check(Waiting, false, waiting);
+        check(Replaying, false, replaying);
+        check(Direct, false, direct);
+        check(Finished, false, [(Finished, "finish"); EVENTS.len()]);
+
+        // Once it is to end, the end of the log is its end, and nothing lingers.
+        let end = (Finished, "finish");
+        check(Waiting, true, waiting);
+        check(Replaying, true, row([begun, full, (Direct, "send"), end, begun, begun]));
+        check(Direct, true, row([begun, full, (Direct, "send"), end, (Direct, "read"), (Direct, "read")]));
+    }
+
+    #[test]
+    fn waits_longer_each_time_and_apart_from_others() {
+        let check =
+            |failures, chance, ms| assert_eq!(backoff(failures, chance), Duration::from_millis(ms), "{failures}");
+        check(0, 1.0, 100);
+        check(0, 0.0, 50);
+        check(1, 1.0, 200);
+        check(4, 1.0, 1_600);
+        check(5, 1.0, 2_000);
+        check(5, 0.5, 1_500);
+        check(u32::MAX, 1.0, 2_000);
+    }
+
+    #[test]
+    fn a_refused_row_is_found_by_halves() {
+        let now = monotonic();
+        let at = Moment { now, chance: 0.0, end_by: None, failures_max: u32::MAX };
+        let state = State { phase: Phase::Direct, failures: 0, rows_max: ROWS_MAX };
+        let (state, _) = next(state, Event::Refused { rows: 9 }, &at);
+        assert_eq!(state.rows_max, 4);
+        let (state, _) = next(state, Event::Refused { rows: 4 }, &at);
+        let (state, _) = next(state, Event::Stored, &at);
+        assert_eq!((state.rows_max, state.phase), (4, Phase::Replaying));
+        let (state, action) = next(state, Event::Refused { rows: 1 }, &at);
+        assert_eq!((state.rows_max, action), (1, Action::SetAside));
+        let (state, action) = next(state, Event::SetAside, &at);
+        assert_eq!(action, Action::Read { rows_max: 1 });
+        let grown = (0..20).fold(state, |state, _| next(state, Event::Stored, &at).0);
+        assert_eq!(grown.rows_max, ROWS_MAX);
+    }
+}

@@ -82,7 +82,7 @@ impl Postgres {
 }
 
 /// One after the other, of all instances one at a time. Whoever stores a visit of such a day meanwhile waits for it, or
-/// for the next attempt.
+/// for the next attempt: CONCURRENTLY would not let it wait, but takes the partition's owner and no transaction.
 async fn index_all(connector: Connector, before: Day) -> Result<(), Failure> {
     let (client, _connection) = connector.connect_closable(|| {}).await.map_err(failure)?;
     let limit = std::time::Duration::from_millis(INDEX_MAX_MS.into());
