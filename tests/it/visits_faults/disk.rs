@@ -10,11 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::Value;
 use tempfile::TempDir;
 use waypost::domain::time;
 
-use super::{Kept, Stand, dropped, left_out, redirects, stored, trace};
+use super::{Kept, Stand, degraded, dropped, left_out, redirects, stored, trace};
 use crate::support::{LIMIT, Server, eventually, request, throughout};
 
 /// A disk of its own for the log; gone when it is dropped.
@@ -59,8 +58,10 @@ impl Drop for SmallDisk {
 fn a_full_disk() {
     let Some(disk) = SmallDisk::new(32) else { return };
     let spool = disk.path().join("spool");
-    let more =
-        format!("[workers]\ncount = 1\n[spool]\ndir = \"{}\"\nring_size = \"256KiB\"\nsegment = \"1MiB\"\n", spool.display());
+    let more = format!(
+        "[workers]\ncount = 1\n[spool]\ndir = \"{}\"\nring_size = \"256KiB\"\nsegment = \"1MiB\"\n",
+        spool.display()
+    );
     let stand = Stand::new(Kept::Postgres, &more);
     let server = stand.start();
     let load = stand.load(1000, 15);
@@ -76,11 +77,6 @@ fn a_full_disk() {
     eventually(LIMIT, "nothing is degraded", || degraded(&server).is_empty());
     let ledger = load.ends();
     stand.judge(&server, &ledger).lost_exactly("spool_error", 1);
-}
-
-fn degraded(server: &Server) -> Vec<String> {
-    let names = |value: &Value| value.as_str().unwrap().to_owned();
-    server.get("/readyz").json()["degraded"].as_array().unwrap().iter().map(names).collect()
 }
 
 /// Redirects of one link in one connection, each of another agent of 500 bytes: a visit of them is ten of others.

@@ -390,6 +390,12 @@ fn dropped(server: &Server, reason: &str) -> f64 {
     server.metric("waypost_visits_dropped_total", &[&format!("reason=\"{reason}\"")])
 }
 
+/// What `/readyz` says is not well.
+fn degraded(server: &Server) -> Vec<String> {
+    let names = |value: &Value| value.as_str().unwrap().to_owned();
+    server.get("/readyz").json()["degraded"].as_array().unwrap().iter().map(names).collect()
+}
+
 /// A link in memory is redirected whatever happens to its visits. This is a visit of no ledger.
 #[track_caller]
 fn redirects(server: &Server) {
