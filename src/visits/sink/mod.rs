@@ -56,6 +56,7 @@ pub struct Account {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub enum Sink {
     Sqlite(sqlite::Sqlite),
     Postgres(postgres::Postgres),

@@ -480,6 +480,7 @@ fn prepare_to_write(db: &Connection) -> rusqlite::Result<()> {
 }
 
 /// Whether to try again is known here alone.
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
 fn explain(error: rusqlite::Error) -> Failure {
     match error.sqlite_error_code() {
         Some(

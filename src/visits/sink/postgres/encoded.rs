@@ -257,7 +257,7 @@ impl<'a> Encoded<'a> {
             let (sources, reasons, visits) = drops;
             queries.push((
                 DROPS,
-                vec![bigints(&sources.epochs), ints(&sources.cores), texts_of(reasons), bigints(visits)],
+                vec![bigints(&sources.epochs), ints(&sources.cores), (reasons, Type::TEXT_ARRAY), bigints(visits)],
             ));
         }
         if !agents.ids.is_empty() {
@@ -265,16 +265,19 @@ impl<'a> Encoded<'a> {
                 AGENTS,
                 vec![
                     bigints(&agents.ids),
-                    texts_of(&agents.texts),
+                    (&agents.texts, Type::TEXT_ARRAY),
                     (&agents.kinds, Type::INT2_ARRAY),
-                    texts_of(&agents.browsers),
-                    texts_of(&agents.systems),
-                    texts_of(&agents.devices),
+                    (&agents.browsers, Type::TEXT_ARRAY),
+                    (&agents.systems, Type::TEXT_ARRAY),
+                    (&agents.devices, Type::TEXT_ARRAY),
                 ],
             ));
         }
         if !self.referrer_ids.is_empty() {
-            queries.push((REFERRERS, vec![bigints(&self.referrer_ids), texts_of(texts), texts_of(hosts)]));
+            queries.push((
+                REFERRERS,
+                vec![bigints(&self.referrer_ids), (texts, Type::TEXT_ARRAY), (hosts, Type::TEXT_ARRAY)],
+            ));
         }
         queries
     }
@@ -378,10 +381,6 @@ fn bigints(column: &Vec<i64>) -> Param<'_> {
 
 fn ints(column: &Vec<i32>) -> Param<'_> {
     (column, Type::INT4_ARRAY)
-}
-
-fn texts_of<'a>(column: &'a Vec<&'a str>) -> Param<'a> {
-    (column, Type::TEXT_ARRAY)
 }
 
 /// Numbers of records and counts of visits stay far below its end.
