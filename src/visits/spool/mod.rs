@@ -211,7 +211,11 @@ impl Spool {
         for core in 0..settings.cores {
             let about = About { source: Source { epoch, core }, spool, made_at: now };
             let path = rings.path.join(format!("core-{core}.ring"));
-            let (writer, reader) = at("cannot make the ring", &path, ring::create(&path, settings.ring_bytes, &about))?;
+            let (writer, reader) = at(
+                "no room or no right for the ring (spool.ring names its folder, spool.ring_size its size):",
+                &path,
+                ring::create(&path, settings.ring_bytes, &about),
+            )?;
             writers.push(writer);
             copiers.push(Copier::new(reader, Next::default()));
         }

@@ -13,20 +13,17 @@ use std::time::Duration;
 use tempfile::TempDir;
 use waypost::domain::time;
 
-use super::{Kept, Stand, degraded, dropped, left_out, redirects, stored, trace};
+use super::{Kept, OURS_HEADER, Stand, degraded, dropped, left_out, redirects, stored, trace};
 use crate::support::{LIMIT, Server, eventually, request, throughout};
 
 /// A disk of its own for the log; gone when it is dropped.
 struct SmallDisk(TempDir);
 
 impl SmallDisk {
-    /// None, and it says so, where we may not mount.
-    fn new(mebibytes: u32) -> Option<Self> {
+    /// None, and it says so, where we may not mount. A log may have a fifth of it, and a segment an eighth of that.
+    fn new() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"])
-            .arg(folder.path())
-            .output();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(folder.path()).output();
         if mounted.is_ok_and(|output| output.status.success()) {
             return Some(Self(folder));
         }
@@ -36,6 +33,11 @@ impl SmallDisk {
 
     fn path(&self) -> &Path {
         self.0.path()
+    }
+
+    /// `spool.dir`.
+    fn spool(&self) -> std::path::Display<'_> {
+        self.path().display()
     }
 
     /// Takes all the room that there is.
@@ -56,18 +58,14 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk() {
-    let Some(disk) = SmallDisk::new(32) else { return };
-    let spool = disk.path().join("spool");
-    let more = format!(
-        "[workers]\ncount = 1\n[spool]\ndir = \"{}\"\nring_size = \"256KiB\"\nsegment = \"1MiB\"\n",
-        spool.display()
-    );
+    let Some(disk) = SmallDisk::new() else { return };
+    let more = format!("[workers]\ncount = 1\n[spool]\ndir = \"{}\"\nring_size = \"256KiB\"\n", disk.path().display());
     let stand = Stand::new(Kept::Postgres, &more);
     let server = stand.start();
     let load = stand.load(1000, 15);
     eventually(LIMIT, "batches are stored", || stored(&server) > 0.0);
     let filler = disk.fill();
-    // Four thousand visits are in the ring by then.
+    // There is room for two thousand visits in the segment at hand, and for four thousand in the ring.
     eventually(2 * LIMIT, "the ring is full", || dropped(&server, "spool_error") > 100.0);
     redirects(&server);
     assert!(degraded(&server).contains(&"spool".to_owned()), "{:?}", degraded(&server));
@@ -86,7 +84,9 @@ fn visit(server: &Server, count: u32) -> u64 {
     for chunk in (0..count).collect::<Vec<_>>().chunks(64) {
         let requests: Vec<u8> = chunk
             .iter()
-            .flat_map(|number| request("GET", "/spring26", &[("User-Agent", &format!("agent {number} {text}"))], b""))
+            .flat_map(|number| {
+                request("GET", "/spring26", &[OURS_HEADER, ("User-Agent", &format!("agent {number} {text}"))], b"")
+            })
             .collect();
         client.send(requests);
         chunk.iter().for_each(|_| assert_eq!(client.answer().status, 307));
@@ -94,10 +94,11 @@ fn visit(server: &Server, count: u32) -> u64 {
     u64::from(count)
 }
 
+/// By the rule that it leaves most of its disk to others, or by `spool.max_bytes`: it is the same.
 #[test]
 fn a_log_that_may_not_grow() {
-    let more = "[spool]\nsegment = \"1MiB\"\nmax_bytes = \"2MiB\"\n";
-    let mut stand = Stand::breakable(more);
+    let Some(disk) = SmallDisk::new() else { return };
+    let mut stand = Stand::breakable(&format!("[spool]\ndir = \"{}\"\n", disk.path().display()));
     let server = stand.start();
     let load = stand.load(200, 12);
     eventually(LIMIT, "batches are stored", || stored(&server) > 0.0);
@@ -110,8 +111,21 @@ fn a_log_that_may_not_grow() {
     stand.postgres().start();
     let ledger = load.ends();
     stand.judge(&server, &ledger).lost_exactly("spool_full", others);
-    let lost = std::fs::read_to_string(stand.place.data().join("spool/lost.ndjson")).unwrap();
+    let lost = std::fs::read_to_string(disk.path().join("lost.ndjson")).unwrap();
     assert!(lost.contains("spool_full"), "{lost}");
+}
+
+/// The folder of the log, its last segment and those that may come: what tampering is for. (A thread writes to others, too,
+/// when it wakes somebody or has something to say.)
+fn files(stand: &Stand) -> Vec<PathBuf> {
+    let spool = stand.place.data().join("spool");
+    let number = |entry: std::io::Result<std::fs::DirEntry>| {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        u64::from_str_radix(name.strip_suffix(".log")?, 16).ok()
+    };
+    let last = std::fs::read_dir(&spool).unwrap().filter_map(number).max().unwrap();
+    let segments = (last..last + 50).map(|number| spool.join(format!("{number:016x}.log")));
+    std::iter::once(spool.clone()).chain(segments).collect()
 }
 
 /// strace's tampering, once for each element, under load: nothing is lost, for a ring has room for all of it.
@@ -125,7 +139,7 @@ fn check_calls(kept: Kept, faults: &[&[&str]]) {
     let mut shown = String::new();
     for fault in faults {
         let spooled = || server.metric("waypost_visits_spooled_total", &[]);
-        let tracer = trace::tamper(&server, &trace::LOG, fault);
+        let tracer = trace::tamper(&server, &trace::LOG, &files(&stand), fault);
         let mut seen = false;
         throughout(Duration::from_millis(800), || {
             redirects(&server);
@@ -188,7 +202,7 @@ fn a_slow_disk() {
     let stand = Stand::new(Kept::Postgres, "");
     let server = stand.start();
     let load = stand.load(300, 8);
-    let _slow = trace::tamper(&server, &trace::LOG, &[&format!("fdatasync:delay_enter={}", SYNC.as_micros())]);
+    let _slow = trace::tamper(&server, &trace::LOG, &[], &[&format!("fdatasync:delay_enter={}", SYNC.as_micros())]);
     let mut client = server.connect();
     let mut times = Vec::new();
     throughout(3 * SYNC, || {

@@ -181,7 +181,7 @@ impl Campaign {
             return self.kill(server, Moment::Appending);
         }
         let number = self.chance.random_range(1..=most);
-        let tracer = trace::tamper(&server, threads, &[&format!("{call}:signal=SIGKILL:when={number}")]);
+        let tracer = trace::tamper(&server, threads, &[], &[&format!("{call}:signal=SIGKILL:when={number}")]);
         let begun = time::monotonic();
         eventually(2 * LIMIT, "it is killed, or makes no such call", || {
             server.has_ended() || time::monotonic().duration_since(begun) > LIMIT

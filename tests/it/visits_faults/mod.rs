@@ -43,6 +43,10 @@ const TIMEOUTS: &str = "statement_timeout = \"1s\"\nlookup_timeout = \"2s\"\n";
 /// What a core answered may stand in no figure of the store for as long: until the next batch, and its way.
 const UNHEARD: Duration = Duration::from_millis(1500);
 
+/// The id of requests that stand in no ledger.
+const OURS: &str = "ours";
+const OURS_HEADER: (&str, &str) = ("X-Request-Id", OURS);
+
 /// Whose visits are tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kept {
@@ -206,8 +210,8 @@ impl Stand {
         assert!(sums.agree(), "I7: {sums:?} {account:?}");
         let visits = std::fs::read_to_string(folder.join("visits.ndjson")).unwrap();
         let visits = visits.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let without_id = visits.filter(|visit| visit["request_id"].is_null() && visit["kind"] != "orphan").count();
-        Judged { said, account, without_id: without_id as u64 }
+        let ours = visits.filter(|visit| visit["request_id"] == OURS).count();
+        Judged { said, account, ours: ours as u64 }
     }
 
     /// What the store of visits adds up to.
@@ -312,8 +316,8 @@ struct Judged {
     /// As `loadgen verify --json` has it.
     said: Value,
     account: Account,
-    /// Visits of a link that came without an id: they are ours.
-    without_id: u64,
+    /// Visits of requests that we made ourselves, with [`OURS`].
+    ours: u64,
 }
 
 impl Judged {
@@ -356,7 +360,7 @@ impl Judged {
         let known: Vec<&str> = self.account.drops.keys().map(String::as_str).collect();
         assert_eq!(known, [reason], "{self:#?}");
         // A visit of a request whose answer did not come may be among those that were given up.
-        let missing = self.wrong("missing") + others - self.without_id;
+        let missing = self.wrong("missing") + others - self.ours;
         let dropped = self.account.dropped();
         let unanswered = self.of("requests", "unanswered") - self.explained();
         assert!(missing <= dropped && dropped <= missing + unanswered, "{missing} missing: {self:#?}");
@@ -399,7 +403,7 @@ fn degraded(server: &Server) -> Vec<String> {
 /// A link in memory is redirected whatever happens to its visits. This is a visit of no ledger.
 #[track_caller]
 fn redirects(server: &Server) {
-    assert_eq!(server.get("/spring26").status, 307);
+    assert_eq!(server.connect().ask("GET", "/spring26", &[OURS_HEADER], b"").status, 307);
 }
 
 #[expect(clippy::print_stdout, reason = "a test that leaves something out says so, loudly")]

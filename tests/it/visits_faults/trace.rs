@@ -6,6 +6,7 @@
 //! At the limit: a machine on which strace may trace nobody leaves these tests out, and says so.
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 
@@ -53,21 +54,25 @@ pub(super) const LOG: [&str; 2] = ["waypost-spool", "waypost-sync"];
 pub(super) const WRITER: [&str; 1] = ["waypost-writer"];
 
 /// Lets each of `tampering` (`fdatasync:error=EIO:when=1+`) happen to the threads with these names from now on. Each
-/// counts its own calls.
+/// counts its own calls, of these files alone if any are named.
 #[track_caller]
-pub(super) fn tamper(server: &Server, names: &[&str], tampering: &[&str]) -> Tracer {
+pub(super) fn tamper(server: &Server, names: &[&str], files: &[PathBuf], tampering: &[&str]) -> Tracer {
     let threads: Vec<String> = names.iter().flat_map(|name| threads(server.pid(), name)).collect();
     assert!(threads.len() >= names.len(), "there are no threads {names:?}");
     let mut command = Command::new("strace");
     command.args(arguments(tampering)).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    for file in files {
+        command.arg("-P").arg(file);
+    }
     for thread in &threads {
         command.args(["-p", thread]);
     }
     let mut child = command.spawn().unwrap();
     let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
     for _ in threads {
-        let line = said.next().unwrap().unwrap();
-        assert!(line.contains("attached"), "{line}");
+        // It may say before that a file is not there yet.
+        let attached = said.find(|line| line.as_ref().is_ok_and(|line| line.contains("attached")));
+        assert!(attached.is_some(), "strace did not attach");
     }
     // Nothing that it says later may stop it.
     std::thread::spawn(move || said.for_each(drop));
