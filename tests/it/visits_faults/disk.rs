@@ -35,11 +35,6 @@ impl SmallDisk {
         self.0.path()
     }
 
-    /// `spool.dir`.
-    fn spool(&self) -> std::path::Display<'_> {
-        self.path().display()
-    }
-
     /// Takes all the room that there is.
     fn fill(&self) -> PathBuf {
         let filler = self.path().join("filler");
