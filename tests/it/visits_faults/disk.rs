@@ -21,9 +21,12 @@ struct SmallDisk(TempDir);
 
 impl SmallDisk {
     /// None, and it says so, where we may not mount. A log may have a fifth of it, and a segment an eighth of that.
-    fn new() -> Option<Self> {
+    fn new(mebibytes: u32) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(folder.path()).output();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"])
+            .arg(folder.path())
+            .output();
         if mounted.is_ok_and(|output| output.status.success()) {
             return Some(Self(folder));
         }
@@ -53,7 +56,7 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk() {
-    let Some(disk) = SmallDisk::new() else { return };
+    let Some(disk) = SmallDisk::new(4) else { return };
     let more = format!("[workers]\ncount = 1\n[spool]\ndir = \"{}\"\nring_size = \"256KiB\"\n", disk.path().display());
     let stand = Stand::new(Kept::Postgres, &more);
     let server = stand.start();
@@ -92,7 +95,7 @@ fn visit(server: &Server, count: u32) -> u64 {
 /// By the rule that it leaves most of its disk to others, or by `spool.max_bytes`: it is the same.
 #[test]
 fn a_log_that_may_not_grow() {
-    let Some(disk) = SmallDisk::new() else { return };
+    let Some(disk) = SmallDisk::new(16) else { return };
     let mut stand = Stand::breakable(&format!("[spool]\ndir = \"{}\"\n", disk.path().display()));
     let server = stand.start();
     let load = stand.load(200, 12);
