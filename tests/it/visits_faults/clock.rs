@@ -70,9 +70,9 @@ fn a_clock_that_steps() {
 /// And nobody has made the table of the day that begins.
 #[test]
 fn midnight() {
-    let until = DAY_SECONDS - time::now().0 / 1000 % DAY_SECONDS;
-    let Some(Turned { stand, server }) = Turned::start(Kept::Postgres, until - 6) else { return };
-    let load = stand.load(200, 10);
+    let until = || DAY_SECONDS - time::now().0 / 1000 % DAY_SECONDS;
+    let Some(Turned { stand, server }) = Turned::start(Kept::Postgres, until() - 120) else { return };
+    let load = stand.load(200, 12);
     eventually(LIMIT, "batches are stored", || stored(&server) > 0.0);
     let database = &stand.back().database;
     let today = time::now().0 / 1000 / DAY_SECONDS;
@@ -85,6 +85,7 @@ fn midnight() {
             let _ = database.sql(&format!("DROP TABLE {table}"));
         }
     }
+    turn(&stand, until() - 2);
     let ledger = load.ends();
     stand.judge(&server, &ledger).right().nothing_in_flight();
     let days = database.sql("SELECT count(DISTINCT at / 86400000), max(at) / 86400000 FROM visits");
