@@ -20,7 +20,7 @@ use crate::guard::keys::Scope;
 use crate::instance::dropped;
 use crate::links::rfc3339;
 use crate::stats::query::pending;
-use crate::visits::sink::Account;
+use crate::store::visited::Account;
 
 pub async fn accounting(
     State(api): State<Arc<Api>>,

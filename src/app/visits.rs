@@ -15,6 +15,7 @@ use crate::config::{Breaker, Config};
 use crate::domain::time;
 use crate::instance::{Core, VisitFigures};
 use crate::store::Store;
+use crate::store::sqlite::VISITS_FILE;
 use crate::visits::agents::patterns::BotList;
 use crate::visits::agents::{Agents, Referrers};
 use crate::visits::batch::{self, Builder};
@@ -24,8 +25,6 @@ use crate::visits::visitor::Keys;
 use crate::visits::writer::{self, Figures, Writer};
 use crate::visits::{Dropped, Recorder, visitor_keys};
 
-/// The file of the embedded store's visits, in the data folder.
-pub const FILE: &str = "visits.db";
 const DEAD_LETTERS: &str = "dead-letters.ndjson";
 const RECOVERY_MAX: Duration = Duration::from_secs(3);
 
@@ -149,7 +148,7 @@ pub fn sink(config: &Config, store: &Store, instance: &str) -> Result<Sink, sink
     let settings = sink::Settings { instance: instance.to_owned(), keep: config.visits.keep };
     match (store, &config.postgres) {
         (Store::Postgres(_), Some(postgres)) => sink::postgres::Postgres::open(postgres, &settings).map(Sink::Postgres),
-        _ => sink::sqlite::Sqlite::open(&config.data.join(FILE), &settings).map(Sink::Sqlite),
+        _ => sink::sqlite::Sqlite::open(&config.data.join(VISITS_FILE), &settings).map(Sink::Sqlite),
     }
 }
 

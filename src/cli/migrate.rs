@@ -71,9 +71,8 @@ async fn read(loaded: &Loaded) -> store::Result<(Vec<&'static Migration>, Vec<&'
     if let Some(config) = &loaded.config.postgres {
         return Ok((postgres::MIGRATIONS.iter().collect(), postgres::pending(config).await?));
     }
-    let (links, of_visits) = (database(loaded), visits_database(loaded));
-    let links = if links.exists() { sqlite::pending(&links)? } else { &sqlite::MIGRATIONS };
-    let of_visits = if of_visits.exists() { visits::pending(&of_visits)? } else { &visits::MIGRATIONS };
+    let links = sqlite::pending(&database(loaded))?;
+    let of_visits = visits::pending(&visits_database(loaded))?;
     let all = sqlite::MIGRATIONS.iter().chain(&visits::MIGRATIONS).collect();
     Ok((all, links.iter().chain(of_visits).collect()))
 }

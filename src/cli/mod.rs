@@ -35,7 +35,7 @@ use crate::links::Links;
 use crate::links::worker_id::WorkerId;
 use crate::store::postgres::Postgres;
 use crate::store::row::Filter;
-use crate::store::sqlite::Sqlite;
+use crate::store::sqlite::{Sqlite, VISITS_FILE};
 use crate::store::{self, Store};
 use crate::table::Format;
 
@@ -201,7 +201,7 @@ pub fn database(loaded: &Loaded) -> PathBuf {
 /// Where its visits lie.
 #[must_use]
 pub fn visits_database(loaded: &Loaded) -> PathBuf {
-    loaded.config.data.join(app::visits::FILE)
+    loaded.config.data.join(VISITS_FILE)
 }
 
 /// The file of the embedded store in a folder.

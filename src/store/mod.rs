@@ -293,10 +293,11 @@ impl Store {
         }
     }
 
-    /// The keys that `what` means, at most `limit`: those of a tag by their ids, the most visited first.
+    /// The keys that `what` means, at most `limit`: those of a tag by their ids; the most visited first, by clicks, tools and
+    /// what an import brought along.
     pub async fn keys_of(&self, what: WarmWhat, limit: u32) -> Result<Vec<Key>> {
         match self {
-            Self::Sqlite(sqlite) => sqlite.read(move |db| sqlite::warm::keys_of(db, &what, limit)).await,
+            Self::Sqlite(sqlite) => sqlite.keys_of(what, limit).await,
             Self::Postgres(postgres) => postgres.keys_of(&what, limit).await,
         }
     }

@@ -3,8 +3,7 @@
 use crate::domain::key::DomainId;
 use crate::domain::time::UnixMillis;
 use crate::domain::visit::Class;
-use crate::visits::Dropped;
-use crate::visits::sink::Account;
+use crate::visits::{Dropped, Drops};
 
 /// Days that are read at a time: five years.
 pub const DAYS_MAX: u16 = 1_827;
@@ -70,6 +69,17 @@ pub struct Exported {
     pub country: Option<String>,
     pub request_id: Option<String>,
     pub epoch: u64,
+}
+
+/// Sums over the epochs of an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    pub instance: String,
+    pub answered: u64,
+    pub stored: u64,
+    pub drops: Drops,
+    /// When it was last heard of.
+    pub at: UnixMillis,
 }
 
 /// The account of each instance: its sums, and the drops by reason, both ordered by instance.

@@ -59,6 +59,7 @@ use crate::config::KeptAddress;
 use crate::domain::time::UnixMillis;
 use crate::domain::visit::{Kind, Of, Visit};
 use crate::metrics::Counter;
+use crate::stats::rollup::DAY_MS;
 
 /// What this core has answered.
 #[derive(Debug, Default)]
@@ -117,7 +118,6 @@ const ORPHANS_PER_SECOND: u32 = 100;
 /// Back is told where to look when this much is new, or the oldest of it is as old.
 const CHUNK_BYTES: u64 = 64 << 10;
 const CHUNK_MS: i64 = 20;
-const DAY_MS: i64 = 86_400_000;
 
 /// What every core records by.
 #[derive(Clone, Debug)]

@@ -11,6 +11,7 @@ use waypost::domain::time::{self, UnixMillis};
 use waypost::domain::visit::Class;
 use waypost::stats::rollup::{self, DAY_MS, Day};
 use waypost::stats::sketch::Sketch;
+use waypost::store;
 use waypost::store::postgres::{MIGRATIONS, grants, migrate};
 use waypost::visits::batch::{Batch, Orphan, Range, RequestId, Row};
 use waypost::visits::sink::postgres::Postgres;
@@ -274,7 +275,8 @@ fn a_batch_with_everything() {
         trial.store(&mut sink, &next).unwrap();
         drops[Dropped::RingFull as usize] = 6;
         drops[Dropped::Bot as usize] = 3;
-        let accounts = trial.runtime.block_on(sink.accounts()).unwrap();
+        let read = async { store::postgres::Postgres::open(&trial.settings(statements))?.accounts().await };
+        let accounts = trial.runtime.block_on(read).unwrap();
         let [account] = &accounts[..] else { panic!("{accounts:?}") };
         assert_eq!((account.instance.as_str(), account.answered, account.stored), ("one", 14, 7));
         assert_eq!(account.drops, drops);

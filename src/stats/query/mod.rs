@@ -4,15 +4,14 @@
 //! Never: writes; makes `visits.db` (without one nothing was visited yet).
 //! At its limit: [`crate::store::visited::DAYS_MAX`] days at a time; readings wait for room as those of the store do, and end within its time-out.
 
-mod sqlite;
+pub(crate) mod sqlite;
 
 use crate::domain::link::LinkId;
 use crate::store::postgres::Postgres;
 use crate::store::row::Reading;
-use crate::store::visited::{Days, LinkRows};
+use crate::store::visited::{Account, Days, LinkRows};
 use crate::store::{Result, Store};
 use crate::visits::Drops;
-use crate::visits::sink::{self, Account};
 
 pub use sqlite::Sqlite;
 
@@ -43,7 +42,7 @@ impl Stats {
     /// The sums of every instance that ever stored visits, by name.
     pub async fn accounts(&self) -> Result<Vec<Account>> {
         match self {
-            Self::Sqlite(sqlite) => sqlite.read(sink::sqlite::accounts).await,
+            Self::Sqlite(sqlite) => sqlite.read(sqlite::accounts).await,
             Self::Postgres(postgres) => postgres.accounts().await,
         }
     }

@@ -13,8 +13,9 @@ use crate::domain::key::DomainId;
 use crate::domain::link::LinkId;
 use crate::domain::time::UnixMillis;
 use crate::domain::visit::Class;
-use crate::store::sqlite::{connect, explain};
-use crate::store::visited::{DAYS_MAX, DayRow, Days, Exported, Kinds, LinkRows, Totals};
+use crate::store::sqlite::file::connect;
+use crate::store::sqlite::{VISITS_FILE, explain};
+use crate::store::visited::{self, Account, DAYS_MAX, DayRow, Days, Exported, Kinds, LinkRows, Totals};
 use crate::store::{Error, Result};
 
 /// Connections that read at once.
@@ -37,7 +38,7 @@ impl Sqlite {
     #[must_use]
     pub fn beside(links: &Path) -> Self {
         Self(Arc::new(Shared {
-            visits: links.with_file_name("visits.db"),
+            visits: links.with_file_name(VISITS_FILE),
             links: links.to_owned(),
             idle: Mutex::default(),
             reading: Semaphore::new(READERS_MAX),
@@ -112,6 +113,23 @@ pub(super) fn link(db: &Connection, link: LinkId, days: Days) -> rusqlite::Resul
         Ok(DayRow { day: row.get(0)?, kinds: kinds(row, 1)?, sketch: row.get(6)? })
     })?;
     Ok(LinkRows { totals, days: rows.collect::<rusqlite::Result<_>>()? })
+}
+
+/// The account of each instance, by name.
+pub(crate) fn accounts(db: &Connection) -> rusqlite::Result<Vec<Account>> {
+    let mut sums = db.prepare_cached(
+        "SELECT instance, sum(answered), sum(stored), max(at) FROM spool_positions GROUP BY instance ORDER BY instance",
+    )?;
+    let sums = sums.query_map([], |row| {
+        let at = UnixMillis(row.get(3)?);
+        Ok(Account { instance: row.get(0)?, answered: row.get(1)?, stored: row.get(2)?, at, ..Account::default() })
+    })?;
+    let mut drops = db.prepare_cached(
+        "SELECT instance, reason, sum(visits) FROM spool_drops JOIN spool_positions USING (epoch, core)
+         GROUP BY instance, reason",
+    )?;
+    let drops = drops.query_map([], |row| row.try_into())?;
+    Ok(visited::accounts(sums.collect::<rusqlite::Result<_>>()?, drops.collect::<rusqlite::Result<_>>()?))
 }
 
 /// The kind of an orphan is in no row; numbers as those of `domain::visit::Class`.

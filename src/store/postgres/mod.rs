@@ -5,7 +5,7 @@
 //! freezes holds no lock); asks the server for types; leaves something in a session (no `SET`, no `LISTEN`, no session lock,
 //! and with `statements = "unnamed"` no named statement), so that a pooler may give each transaction another connection.
 //! At its limit: every statement or transaction ends `statement_timeout` after it got a connection as
-//! [`Error::Unavailable`] (look-ups: after `lookup_timeout` in all), its connection is closed, and the server ends it
+//! [`Error::Unavailable`] (look-ups: after `lookup_timeout` in all; what reads a whole table: after a minute), its connection is closed, and the server ends it
 //! too: because it is asked to cancel it, or by the time-out of its transaction. A call may be several of them, and each
 //! waits for a connection and for room before. Transactions leave half of the pool to look-ups and polls, and listings
 //! half of that to what writes; creates and visits wait in a bounded queue, for as long as `insert` says. What ended by its time may have been written all the same, or be written a moment later:
@@ -47,6 +47,9 @@ use errors::{explain, explain_pool, is_conflict, refuses_statement, spares_conne
 
 /// How often a transaction is sent again that met another one.
 const ATTEMPTS_MAX: u32 = 10;
+/// For what reads a whole table, and is asked rarely.
+const WHOLE_TABLE: Duration = Duration::from_secs(60);
+const LIMIT_WHOLE_TABLE: &str = "SET LOCAL statement_timeout = '60s'";
 /// What a server without a write-ahead log of its own, or one that does not let us see it, is asked instead.
 const NO_TIMELINE: &str = "''";
 const TIMELINE: &str =
@@ -227,6 +230,14 @@ impl Inner {
         Ok(answers.pop().unwrap_or_default())
     }
 
+    /// The same for what reads a whole table: it may take [`WHOLE_TABLE`].
+    async fn read_all(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
+        let _reader = self.room(&self.readers).await?;
+        let _beside = self.room(&self.beside).await?;
+        let queries: [Query<'_>; 2] = [(LIMIT_WHOLE_TABLE, &[]), (sql, params)];
+        Ok(self.flight_within(WHOLE_TABLE, &self.primary, &queries).await?.pop().unwrap_or_default())
+    }
+
     /// Changes links: `queries` in one transaction that holds the feed's row from beginning to end. They give versions
     /// from it, upwards without a gap, and write a row into `link_changes` for each.
     async fn write(&self, queries: &[Query<'_>]) -> std::result::Result<Vec<Vec<Row>>, Failed> {
@@ -272,8 +283,17 @@ impl Inner {
         }
     }
 
-    /// Everything in one flight: `BEGIN`, the queries, `COMMIT`, without waiting for an answer in between.
     async fn flight(&self, pool: &Pool, queries: &[Query<'_>]) -> std::result::Result<Vec<Vec<Row>>, Failed> {
+        self.flight_within(self.statement_timeout, pool, queries).await
+    }
+
+    /// Everything in one flight: `BEGIN`, the queries, `COMMIT`, without waiting for an answer in between.
+    async fn flight_within(
+        &self,
+        limit: Duration,
+        pool: &Pool,
+        queries: &[Query<'_>],
+    ) -> std::result::Result<Vec<Vec<Row>>, Failed> {
         let session = self.session(pool).await.map_err(Failed::unsent)?;
         // Before it begins: to prepare one inside of it would let it wait for us.
         let preparing = async {
@@ -291,8 +311,8 @@ impl Inner {
         // They are sent in the order in which they are polled first, which for few of them is the order of the list.
         let flight =
             join3(session.object.batch_execute(&self.begin), join_all(answers), session.object.batch_execute("COMMIT"));
-        let Ok((begun, answers, committed)) = tokio::time::timeout(self.statement_timeout, flight).await else {
-            return Err(Failed { error: too_late(self.statement_timeout), is_conflict: false, is_unknown: true });
+        let Ok((begun, answers, committed)) = tokio::time::timeout(limit, flight).await else {
+            return Err(Failed { error: too_late(limit), is_conflict: false, is_unknown: true });
         };
         // Without its BEGIN each statement was a transaction of its own: see `BEGUN`.
         let (error, is_unknown) = match (begun, answers.into_iter().collect(), committed) {

@@ -11,9 +11,8 @@ use crate::domain::link::LinkId;
 use crate::domain::time::UnixMillis;
 use crate::domain::visit::Class;
 use crate::store::row::Reading;
-use crate::store::visited::{DAYS_MAX, DayRow, Days, Exported, Kinds, LinkRows, Totals, accounts};
+use crate::store::visited::{Account, DAYS_MAX, DayRow, Days, Exported, Kinds, LinkRows, Totals, accounts};
 use crate::store::{Error, Result};
-use crate::visits::sink::Account;
 
 /// One statement, so that totals and days are of one moment. Totals come first: their day is none.
 const LINK: &str = "SELECT NULL::int4 AS day, clicks, tools, bots, heads, prefetches, first_at, last_at, sketch

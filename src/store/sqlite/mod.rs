@@ -4,25 +4,27 @@
 //! creates that come together share a commit (and its `fdatasync`). Each piece of work has a savepoint of its own,
 //! so a refused one undoes nothing of its neighbours. Readers have connections of their own and wait for nobody.
 //!
-//! Other processes may read and write the same file at the same time; they are waited for, up to [`BUSY_MS`].
+//! Other processes may read and write the same file at the same time; they are waited for, up to [`file::BUSY_MS`].
 
+pub mod file;
 pub mod leases;
 pub mod links;
 pub mod moving;
 pub mod settings;
 pub mod warm;
 
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::schema::{self, Applied, Migration};
+use self::file::connect;
+use super::row::WarmWhat;
+use super::schema::Migration;
 use super::{Error, Result};
+use crate::domain::key::Key;
 
 /// Writes that may wait for the writer.
 pub const WRITES_MAX: usize = 4096;
@@ -30,15 +32,15 @@ pub const WRITES_MAX: usize = 4096;
 const READERS_MAX: usize = 8;
 /// Writes that share a commit.
 const GROUP_MAX: usize = 512;
-/// How long a write waits for another process, in milliseconds.
-const BUSY_MS: u64 = 5_000;
-/// `application_id` of the file ("wpst"): another program's database is never written to.
-const APPLICATION_ID: i32 = 0x7770_7374;
 
 pub const MIGRATIONS: [Migration; 2] = [
     Migration { number: 1, name: "links", sql: include_str!("../../../migrations/sqlite/0001_links.sql") },
     Migration { number: 2, name: "instances", sql: include_str!("../../../migrations/sqlite/0002_instances.sql") },
 ];
+/// Its `application_id` is "wpst".
+const KIND: file::Kind = file::Kind { application_id: 0x7770_7374, migrations: &MIGRATIONS, prepare_to_write };
+/// The file of visits, beside that of links.
+pub const VISITS_FILE: &str = "visits.db";
 
 /// A handle; the writer ends when the last one is dropped.
 #[derive(Clone)]
@@ -107,17 +109,7 @@ impl std::fmt::Debug for Sqlite {
 impl Sqlite {
     /// Opens the store at `path`, whose schema must be up to date; starts its writer.
     pub fn open(path: &Path) -> Result<Self> {
-        let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        let pending = schema::pending(&MIGRATIONS, &applied(&db)?)?;
-        prepare_to_write(&db)?;
-        if let [first, ..] = pending {
-            return Err(Error::Schema(format!(
-                "the store {} lacks migration {} ({}): run `waypost migrate`",
-                path.display(),
-                first.number,
-                first.name
-            )));
-        }
+        let db = KIND.open(path)?;
         let (writes, jobs) = crossbeam_channel::bounded(WRITES_MAX);
         std::thread::Builder::new()
             .name("waypost-store".into())
@@ -147,19 +139,38 @@ impl Sqlite {
         task.await.map_err(|error| Error::Broken(format!("a read ended early: {error}")))?
     }
 
+    /// The keys that `what` means. The file of visits is attached for it: to a connection of its own, for it is asked
+    /// rarely.
+    pub async fn keys_of(&self, what: WarmWhat, limit: u32) -> Result<Vec<Key>> {
+        let _reading = self.0.reading.acquire().await.map_err(|_| Error::Broken("it is closed".into()))?;
+        let this = self.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            let db = this.reader()?;
+            warm::attach_visits(&db, &this.path().with_file_name(VISITS_FILE)).map_err(explain)?;
+            warm::keys_of(&db, &what, limit).map_err(explain)
+        });
+        task.await.map_err(|error| Error::Broken(format!("a read ended early: {error}")))?
+    }
+
     /// The same on the caller's own thread, which waits for the disk.
     pub fn read_here<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
         let shared = &*self.0;
         let idle = shared.idle_readers.lock().expect("nobody panics with it").pop();
         let mut db = match idle {
             Some(db) => db,
-            None => connect(&shared.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?,
+            None => self.reader()?,
         };
         let transaction = db.transaction().map_err(explain)?;
         let value = work(&transaction).map_err(explain)?;
         transaction.commit().map_err(explain)?;
         shared.idle_readers.lock().expect("nobody panics with it").push(db);
         Ok(value)
+    }
+
+    fn reader(&self) -> Result<Connection> {
+        let db = connect(&self.0.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        map_pages(&db).map_err(explain)?;
+        Ok(db)
     }
 
     /// Runs `work` in the writer's next transaction and returns what it returned once that is on the disk.
@@ -232,95 +243,25 @@ fn write_group(db: &mut Connection, group: &mut [Box<dyn Job>]) -> Result<()> {
 
 /// Makes the store if there is none, and brings its schema up to date; returns what was applied.
 pub fn migrate(path: &Path) -> Result<Vec<&'static Migration>> {
-    if let Some(folder) = path.parent() {
-        // The store has what nobody else should read: targets, notes, the key of the permutation.
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(|error| Error::Broken(format!("cannot make the folder {}: {error}", folder.display())))?;
-    }
-    let mut db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
-    if schema::pending(&MIGRATIONS, &applied(&db)?)?.is_empty() {
-        return Ok(Vec::new());
-    }
-    prepare_to_write(&db)?;
-    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(explain)?;
-    // Read again: another process may have been faster than our lock.
-    let pending = schema::pending(&MIGRATIONS, &applied(&transaction)?)?;
-    transaction
-        .execute_batch(&format!(
-            "PRAGMA application_id = {APPLICATION_ID};
-             CREATE TABLE IF NOT EXISTS schema_migrations (
-               number INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL, applied_at TEXT NOT NULL) STRICT;"
-        ))
-        .map_err(explain)?;
-    for migration in pending {
-        transaction.execute_batch(migration.sql).map_err(explain)?;
-        transaction
-            .execute(
-                "INSERT INTO schema_migrations (number, name, checksum, applied_at) VALUES (?1, ?2, ?3, datetime())",
-                (migration.number, migration.name, migration.checksum()),
-            )
-            .map_err(explain)?;
-    }
-    transaction.commit().map_err(explain)?;
-    Ok(pending.iter().collect())
+    KIND.migrate(path)
 }
 
-/// The migrations that the store at `path` still lacks.
+/// The migrations that the store at `path` still lacks; all if there is none.
 pub fn pending(path: &Path) -> Result<&'static [Migration]> {
-    schema::pending(&MIGRATIONS, &applied(&connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?)?)
+    KIND.pending(path)
 }
 
-fn applied(db: &Connection) -> Result<Vec<Applied>> {
-    let read = || -> rusqlite::Result<Option<Vec<Applied>>> {
-        if !db.table_exists(None, "schema_migrations")? {
-            return Ok(None);
-        }
-        let mut statement = db.prepare("SELECT number, checksum FROM schema_migrations ORDER BY number")?;
-        let rows = statement.query_map([], |row| Ok(Applied { number: row.get(0)?, checksum: row.get(1)? }))?;
-        rows.collect::<rusqlite::Result<_>>().map(Some)
-    };
-    let foreign = || -> rusqlite::Result<bool> {
-        let id: i32 = db.query_row("PRAGMA application_id", [], |row| row.get(0))?;
-        let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-        Ok(id != APPLICATION_ID && tables > 0)
-    };
-    if foreign().map_err(explain)? {
-        return Err(Error::Schema(format!(
-            "{} is another program's database: choose another folder with --data",
-            db.path().unwrap_or_default()
-        )));
-    }
-    Ok(read().map_err(explain)?.unwrap_or_default())
+fn prepare_to_write(db: &Connection) -> rusqlite::Result<()> {
+    map_pages(db)?;
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    // A create is durable when it is answered: the log is synced at each commit.
+    db.pragma_update(None, "synchronous", "FULL")?;
+    db.pragma_update(None, "foreign_keys", true)
 }
 
-pub(crate) fn connect(path: &Path, flags: OpenFlags) -> Result<Connection> {
-    let open = || -> rusqlite::Result<Connection> {
-        let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-        db.busy_timeout(Duration::from_millis(BUSY_MS))?;
-        // Look-ups of codes that are in no cache read pages at random.
-        db.pragma_update(None, "mmap_size", 1_i64 << 30)?;
-        db.set_prepared_statement_cache_capacity(64);
-        Ok(db)
-    };
-    open().map_err(|error| match explain(error) {
-        Error::Broken(why) => Error::Broken(format!("{}: {why}", path.display())),
-        Error::Unavailable(why) => Error::Unavailable(format!("{}: {why}", path.display())),
-        schema @ Error::Schema(_) => schema,
-    })
-}
-
-/// Settings of a connection that writes; only of a file that is ours.
-fn prepare_to_write(db: &Connection) -> Result<()> {
-    let set = || -> rusqlite::Result<()> {
-        db.pragma_update(None, "journal_mode", "WAL")?;
-        // A create is durable when it is answered: the log is synced at each commit.
-        db.pragma_update(None, "synchronous", "FULL")?;
-        db.pragma_update(None, "foreign_keys", true)
-    };
-    set().map_err(explain)
+/// Look-ups of codes that are in no cache read pages at random.
+fn map_pages(db: &Connection) -> rusqlite::Result<()> {
+    db.pragma_update(None, "mmap_size", 1_i64 << 30)
 }
 
 /// Whether to try again is known here alone.
@@ -393,7 +334,7 @@ mod tests {
         let path = folder.path().join("waypost.db");
         let old = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE).unwrap();
         prepare_to_write(&old).unwrap();
-        old.execute_batch(&format!("PRAGMA application_id = {}; {}", super::APPLICATION_ID, MIGRATIONS[0].sql))
+        old.execute_batch(&format!("PRAGMA application_id = {}; {}", super::KIND.application_id, MIGRATIONS[0].sql))
             .unwrap();
         old.execute_batch(
             "CREATE TABLE schema_migrations (

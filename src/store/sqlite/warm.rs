@@ -1,5 +1,7 @@
 //! Warm requests, pins and instances in SQLite. Every function runs inside of a transaction that its caller holds.
 
+use std::path::Path;
+
 use rusqlite::types::Type;
 use rusqlite::{Connection, Error, Result, params};
 
@@ -40,6 +42,7 @@ pub fn requests(db: &Connection, number: u64) -> Result<Vec<WarmRequest>> {
     rows.collect()
 }
 
+/// What `what` means. For the most visited, the file of visits is to be attached: see [`attach_visits`].
 pub fn keys_of(db: &Connection, what: &WarmWhat, limit: u32) -> Result<Vec<Key>> {
     match what {
         WarmWhat::Codes(codes) => Ok(WarmWhat::keys(codes, limit)),
@@ -50,14 +53,39 @@ pub fn keys_of(db: &Connection, what: &WarmWhat, limit: u32) -> Result<Vec<Key>>
             )?;
             statement.query_map(params![tag, limit], |row| key(row, 0, 1))?.collect()
         }
-        WarmWhat::Top(count) => {
-            let mut statement = db.prepare_cached(
-                "SELECT domain_id, code FROM links LEFT JOIN link_totals ON link_id = id
-                 WHERE deleted_at IS NULL ORDER BY coalesce(imported, 0) DESC, id LIMIT ?1",
-            )?;
-            statement.query_map([limit.min(*count)], |row| key(row, 0, 1))?.collect()
-        }
+        WarmWhat::Top(count) => top(db, limit.min(*count)),
     }
+}
+
+/// Attaches the file of visits to a connection, for [`keys_of`]. It must not be in a transaction.
+pub fn attach_visits(db: &Connection, visits: &Path) -> Result<()> {
+    // Without one nothing was visited yet; ATTACH would make it, or fail where the connection only reads.
+    if visits.exists() {
+        db.execute("ATTACH ?1 AS visited", [visits.to_string_lossy()])?;
+    }
+    Ok(())
+}
+
+/// The most visited, by clicks, tools and what an import brought along; those without any come last. Nothing sorts all
+/// links.
+fn top(db: &Connection, limit: u32) -> Result<Vec<Key>> {
+    let counts = if db.table_exists(Some("visited"), "link_totals")? {
+        "SELECT link_id, imported AS visits FROM main.link_totals
+         UNION ALL SELECT link_id, clicks + tools FROM visited.link_totals"
+    } else {
+        "SELECT link_id, imported AS visits FROM main.link_totals"
+    };
+    let mut statement = db.prepare(&format!(
+        "WITH totals AS MATERIALIZED (SELECT link_id, sum(visits) AS visits FROM ({counts}) GROUP BY link_id)
+         SELECT domain_id, code FROM (
+           SELECT * FROM (SELECT domain_id, code, visits, id FROM totals JOIN links ON id = link_id
+             WHERE deleted_at IS NULL ORDER BY visits DESC, id LIMIT ?1)
+           UNION ALL
+           SELECT * FROM (SELECT domain_id, code, 0, id FROM links
+             WHERE deleted_at IS NULL AND id NOT IN (SELECT link_id FROM totals) ORDER BY id LIMIT ?1)
+         ) ORDER BY visits DESC, id LIMIT ?1"
+    ))?;
+    statement.query_map([limit], |row| key(row, 0, 1))?.collect()
 }
 
 pub fn report(tx: &mut Writing<'_>, number: u64, report: &WarmReport, now: UnixMillis) -> Result<()> {
@@ -172,6 +200,18 @@ mod tests {
         check(WarmWhat::Tag("spring".to_owned()), 1, &["a"]);
         check(WarmWhat::Tag("winter".to_owned()), 9, &[]);
         check(WarmWhat::Top(9), 9, &["c", "b", "a"]);
+        // Visits count as much as what an import brought along; bots do not, nor does what has no link any more.
+        db.execute_batch(&format!(
+            "ATTACH ':memory:' AS visited; {};
+             INSERT INTO visited.link_totals VALUES (1, 6, 2, 0, 0, 0, 1, 1, x''), (2, 0, 0, 90, 90, 90, 1, 1, x''),
+               (4, 99, 0, 0, 0, 0, 1, 1, x''), (5, 99, 0, 0, 0, 0, 1, 1, x'')",
+            crate::visits::sink::sqlite::MIGRATIONS[0].sql.replace("CREATE TABLE ", "CREATE TABLE visited.")
+        ))
+        .unwrap();
+        check(WarmWhat::Top(9), 9, &["c", "a", "b"]);
+        db.execute("UPDATE visited.link_totals SET tools = 4 WHERE link_id = 1", []).unwrap();
+        check(WarmWhat::Top(9), 9, &["a", "c", "b"]);
+        db.execute("UPDATE visited.link_totals SET clicks = 0, tools = 0", []).unwrap();
         check(WarmWhat::Top(2), 9, &["c", "b"]);
         check(WarmWhat::Top(9), 1, &["c"]);
         let codes = ["x", "not a code", "b"].map(|code| (0, code.to_owned())).to_vec();

@@ -44,17 +44,6 @@ pub struct Position {
     pub drops: Drops,
 }
 
-/// Sums over the epochs of an instance.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Account {
-    pub instance: String,
-    pub answered: u64,
-    pub stored: u64,
-    pub drops: Drops,
-    /// When it was last heard of.
-    pub at: UnixMillis,
-}
-
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub enum Sink {

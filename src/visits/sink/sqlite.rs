@@ -4,31 +4,26 @@
 //! In: batches, on the writer's own thread, which waits for the disk. Out: one transaction each, positions first.
 //! Never: syncs for each batch (`synchronous = NORMAL`): a loss of power may undo the last commits, but positions go back
 //! together with the rows, and the segments that the spool keeps (`spool.keep`) fill exactly that hole.
-//! At its limit: waits [`BUSY_MS`] for another process; deletes at most [`DELETED_MAX`] old visits at a time; its log of
+//! At its limit: waits [`file::BUSY_MS`] for another process; deletes at most [`DELETED_MAX`] old visits at a time; its log of
 //! pages is written back each [`CHECKPOINT_PAGES`].
 
 use std::net::IpAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::time::Duration;
 
 use rusqlite::types::{Null, ValueRef};
-use rusqlite::{
-    CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior,
-};
+use rusqlite::{CachedStatement, Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior};
 
-use super::{Account, Failure, Position, Settings};
+use super::{Failure, Position, Settings};
 use crate::domain::time::UnixMillis;
 use crate::stats::rollup::{self, Rollup, Total};
 use crate::stats::sketch::{Bad, Sketch};
 use crate::store;
-use crate::store::schema::{self, Applied, Migration};
+use crate::store::schema::Migration;
+use crate::store::sqlite::file;
 use crate::visits::batch::{Batch, Orphan, RequestId, Row};
 use crate::visits::spool::{Epoch, Source};
 use crate::visits::{Dropped, Drops};
 
-/// How long a batch waits for another process, in milliseconds.
-pub const BUSY_MS: u64 = 5_000;
 /// Old visits that one call of [`Sqlite::housekeep`] deletes of a table.
 pub const DELETED_MAX: usize = 64 * DELETED_AT_ONCE;
 /// In one transaction: a few milliseconds.
@@ -39,11 +34,11 @@ const CHECKPOINT_PAGES: i64 = 8192;
 const CACHE_KIB: i64 = 32 << 10;
 /// Rows of one statement, which share what running it costs.
 const ROWS_AT_ONCE: usize = 32;
-/// `application_id` of the file ("wpsv"): another program's database is never written to.
-const APPLICATION_ID: i32 = 0x7770_7376;
 
 pub const MIGRATIONS: [Migration; 1] =
     [Migration { number: 1, name: "visits", sql: include_str!("../../../migrations/visits/0001_visits.sql") }];
+/// Its `application_id` is "wpsv".
+const KIND: file::Kind = file::Kind { application_id: 0x7770_7376, migrations: &MIGRATIONS, prepare_to_write };
 
 #[derive(Debug)]
 pub struct Sqlite {
@@ -54,20 +49,7 @@ pub struct Sqlite {
 impl Sqlite {
     /// Opens the file at `path`, which [`migrate`] made.
     pub fn open(path: &Path, settings: &Settings) -> Result<Self, Failure> {
-        let broken = |error: store::Error| match error {
-            store::Error::Unavailable(why) => Failure::Away(why),
-            store::Error::Broken(why) | store::Error::Schema(why) => Failure::Broken(why),
-        };
-        let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(broken)?;
-        if let [first, ..] = applied(&db).and_then(|applied| schema::pending(&MIGRATIONS, &applied)).map_err(broken)? {
-            return Err(Failure::Broken(format!(
-                "{} lacks migration {} ({}): run `waypost migrate`",
-                path.display(),
-                first.number,
-                first.name
-            )));
-        }
-        prepare_to_write(&db).map_err(explain)?;
+        let db = KIND.open(path).map_err(of_store)?;
         Ok(Self { db, settings: settings.clone() })
     }
 
@@ -128,39 +110,6 @@ impl Sqlite {
         // What readers allow, without waiting for them.
         self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).map_err(explain)
     }
-
-    /// Sums over the epochs of each instance, by name.
-    pub async fn accounts(&mut self) -> Result<Vec<Account>, Failure> {
-        accounts(&self.db).map_err(explain)
-    }
-}
-
-/// The same for whoever only reads.
-pub fn accounts(db: &Connection) -> rusqlite::Result<Vec<Account>> {
-    let mut statement = db.prepare_cached(
-        "SELECT instance, sum(answered), sum(stored), max(at) FROM spool_positions GROUP BY instance ORDER BY instance",
-    )?;
-    let mut dropped = db.prepare_cached(
-        "SELECT d.reason, sum(d.visits) FROM spool_drops d JOIN spool_positions p USING (epoch, core)
-         WHERE p.instance = ?1 GROUP BY d.reason",
-    )?;
-    let mut accounts = Vec::new();
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let mut account = Account {
-            instance: row.get(0)?,
-            answered: row.get(1)?,
-            stored: row.get(2)?,
-            drops: Drops::default(),
-            at: UnixMillis(row.get(3)?),
-        };
-        let mut reasons = dropped.query([&account.instance])?;
-        while let Some(row) = reasons.next()? {
-            add_drop(&mut account.drops, &row.get::<_, String>(0)?, row.get(1)?);
-        }
-        accounts.push(account);
-    }
-    Ok(accounts)
 }
 
 fn add_drop(drops: &mut Drops, reason: &str, visits: u64) {
@@ -388,88 +337,14 @@ fn delete_old(db: &Connection, table: &str, before: i64) -> rusqlite::Result<()>
 
 /// Makes the file if there is none, and brings its schema up to date; returns what was applied.
 pub fn migrate(path: &Path) -> store::Result<Vec<&'static Migration>> {
-    if let Some(folder) = path.parent() {
-        // Nobody else should read who visited what.
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(|error| store::Error::Broken(format!("cannot make the folder {}: {error}", folder.display())))?;
-    }
-    let mut db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
-    if schema::pending(&MIGRATIONS, &applied(&db)?)?.is_empty() {
-        return Ok(Vec::new());
-    }
-    prepare_to_write(&db).map_err(of_store)?;
-    let tx = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(of_store)?;
-    // Read again: another process may have been faster than our lock.
-    let pending = schema::pending(&MIGRATIONS, &applied(&tx)?)?;
-    apply(&tx, pending).map_err(of_store)?;
-    tx.commit().map_err(of_store)?;
-    Ok(pending.iter().collect())
-}
-
-fn apply(tx: &Transaction<'_>, migrations: &[Migration]) -> rusqlite::Result<()> {
-    tx.execute_batch(&format!(
-        "PRAGMA application_id = {APPLICATION_ID};
-         CREATE TABLE IF NOT EXISTS schema_migrations (
-           number INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL, applied_at TEXT NOT NULL) STRICT;"
-    ))?;
-    for migration in migrations {
-        tx.execute_batch(migration.sql)?;
-        tx.execute(
-            "INSERT INTO schema_migrations (number, name, checksum, applied_at) VALUES (?1, ?2, ?3, datetime())",
-            (migration.number, migration.name, migration.checksum()),
-        )?;
-    }
-    Ok(())
+    KIND.migrate(path)
 }
 
 /// The migrations that the file at `path` still lacks; all if there is none.
 pub fn pending(path: &Path) -> store::Result<&'static [Migration]> {
-    if !path.exists() {
-        return Ok(&MIGRATIONS);
-    }
-    schema::pending(&MIGRATIONS, &applied(&connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?)?)
+    KIND.pending(path)
 }
 
-fn applied(db: &Connection) -> store::Result<Vec<Applied>> {
-    let read = || -> rusqlite::Result<Option<Vec<Applied>>> {
-        let id: i32 = db.query_row("PRAGMA application_id", [], |row| row.get(0))?;
-        let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-        if tables == 0 {
-            return Ok(Some(Vec::new()));
-        }
-        if id != APPLICATION_ID {
-            return Ok(None);
-        }
-        let mut statement = db.prepare("SELECT number, checksum FROM schema_migrations ORDER BY number")?;
-        let rows = statement.query_map([], |row| Ok(Applied { number: row.get(0)?, checksum: row.get(1)? }))?;
-        rows.collect::<rusqlite::Result<_>>().map(Some)
-    };
-    read().map_err(of_store)?.ok_or_else(|| {
-        store::Error::Schema(format!(
-            "{} is another program's database: choose another folder with --data",
-            db.path().unwrap_or_default()
-        ))
-    })
-}
-
-fn connect(path: &Path, flags: OpenFlags) -> store::Result<Connection> {
-    let open = || -> rusqlite::Result<Connection> {
-        let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-        db.busy_timeout(Duration::from_millis(BUSY_MS))?;
-        db.set_prepared_statement_cache_capacity(32);
-        Ok(db)
-    };
-    open().map_err(|error| match of_store(error) {
-        store::Error::Broken(why) => store::Error::Broken(format!("{}: {why}", path.display())),
-        store::Error::Unavailable(why) => store::Error::Unavailable(format!("{}: {why}", path.display())),
-        schema @ store::Error::Schema(_) => schema,
-    })
-}
-
-/// Settings of a connection that writes; only of a file that is ours.
 fn prepare_to_write(db: &Connection) -> rusqlite::Result<()> {
     db.pragma_update(None, "journal_mode", "WAL")?;
     db.pragma_update(None, "synchronous", "NORMAL")?;
@@ -479,30 +354,19 @@ fn prepare_to_write(db: &Connection) -> rusqlite::Result<()> {
     db.pragma_update(None, "cache_size", -CACHE_KIB)
 }
 
-/// Whether to try again is known here alone.
-#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
 fn explain(error: rusqlite::Error) -> Failure {
     match error.sqlite_error_code() {
-        Some(
-            ErrorCode::DatabaseBusy
-            | ErrorCode::DatabaseLocked
-            | ErrorCode::FileLockingProtocolFailed
-            | ErrorCode::DiskFull
-            | ErrorCode::SystemIoFailure
-            | ErrorCode::CannotOpen
-            | ErrorCode::OutOfMemory,
-        ) => Failure::Away(error.to_string()),
         Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig) => {
             Failure::Refused(error.to_string())
         }
-        _ => Failure::Broken(error.to_string()),
+        _ => of_store(store::sqlite::explain(error)),
     }
 }
 
-fn of_store(error: rusqlite::Error) -> store::Error {
-    match explain(error) {
-        Failure::Away(why) => store::Error::Unavailable(why),
-        other => store::Error::Broken(other.to_string()),
+fn of_store(error: store::Error) -> Failure {
+    match error {
+        store::Error::Unavailable(why) => Failure::Away(why),
+        store::Error::Broken(why) | store::Error::Schema(why) => Failure::Broken(why),
     }
 }
 
@@ -512,11 +376,14 @@ mod tests {
     use crate::domain::link::LinkId;
     use crate::domain::time::{UnixMillis, monotonic};
     use crate::domain::visit::Class;
-    use crate::stats::rollup::roll_up;
+    use crate::stats::query::sqlite::accounts;
+    use crate::stats::rollup::{DAY_MS, roll_up};
     use crate::stats::sketch::{Dimension, Sketch};
+    use crate::store::sqlite::VISITS_FILE;
+    use crate::store::visited::Account;
     use crate::visits::agents::Agent;
     use crate::visits::batch::{Batch, Orphan, Range, Referrer, RequestId, Row};
-    use crate::visits::sink::{Account, Failure, Position, Settings};
+    use crate::visits::sink::{Failure, Position, Settings};
     use crate::visits::spool::read::Tally;
     use crate::visits::spool::{Epoch, Source};
     use crate::visits::{Dropped, Drops};
@@ -532,7 +399,7 @@ mod tests {
     }
 
     fn fresh(folder: &Path) -> Sqlite {
-        let path = folder.join("visits.db");
+        let path = folder.join(VISITS_FILE);
         migrate(&path).unwrap();
         Sqlite::open(&path, &settings()).unwrap()
     }
@@ -619,11 +486,11 @@ mod tests {
             assert_eq!(standing(&mut sink).await, (at(100), [100; 4]));
         }
         // Another handle, as of a replay beside the server, and the first one opened again.
-        let mut other = Sqlite::open(&folder.path().join("visits.db"), &settings()).unwrap();
+        let mut other = Sqlite::open(&folder.path().join(VISITS_FILE), &settings()).unwrap();
         other.store(&batch(100, 133)).await.unwrap();
         assert_eq!(sink.store(&batch(100, 134)).await, Err(Failure::Moved));
         drop(sink);
-        let mut sink = Sqlite::open(&folder.path().join("visits.db"), &settings()).unwrap();
+        let mut sink = Sqlite::open(&folder.path().join(VISITS_FILE), &settings()).unwrap();
         sink.store(&batch(133, 134)).await.unwrap();
         assert_eq!(standing(&mut other).await, (at(134), [134; 4]));
         assert_eq!(sketches(&sink)[0].unique(), 134);
@@ -658,7 +525,7 @@ mod tests {
         drops[Dropped::RingFull as usize] = 6;
         let [position] = &sink.positions(&[SOURCE.epoch]).await.unwrap()[..] else { panic!("one source") };
         assert_eq!(*position, Position { source: SOURCE, next: 10, stored: 10, drops });
-        let [account] = &sink.accounts().await.unwrap()[..] else { panic!("one instance") };
+        let [account] = &accounts(&sink.db).unwrap()[..] else { panic!("one instance") };
         assert!(account.at > UnixMillis(AT), "{account:?}");
         let want = Account { instance: "one".into(), answered: 16, stored: 10, drops, at: account.at };
         assert_eq!(*account, want);
@@ -714,7 +581,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut sink = fresh(folder.path());
         sink.db.busy_timeout(Duration::ZERO).unwrap();
-        let other = Sqlite::open(&folder.path().join("visits.db"), &settings()).unwrap();
+        let other = Sqlite::open(&folder.path().join(VISITS_FILE), &settings()).unwrap();
         other.db.execute_batch("BEGIN IMMEDIATE").unwrap();
         let away = sink.store(&batch(0, 1)).await;
         assert!(matches!(away, Err(Failure::Away(_))), "{away:?}");
@@ -753,7 +620,6 @@ mod tests {
     async fn what_is_too_old_goes() {
         let folder = tempfile::tempdir().unwrap();
         let mut sink = fresh(folder.path());
-        const DAY_MS: i64 = 86_400_000;
         let old = 2 * DELETED_AT_ONCE as u64 + 100;
         // One among the old ones is to stay, and one came late.
         let mut rows: Vec<Row> = (0..old + 50).map(|at| row(1, if at < old { AT } else { AT + DAY_MS }, at)).collect();
@@ -769,7 +635,7 @@ mod tests {
     #[test]
     fn only_a_file_of_ours_is_opened() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("visits.db");
+        let path = folder.path().join(VISITS_FILE);
         assert!(matches!(Sqlite::open(&path, &settings()), Err(Failure::Away(_))));
         assert_eq!(pending(&path).unwrap().len(), MIGRATIONS.len());
         let db = rusqlite::Connection::open(&path).unwrap();
@@ -808,7 +674,7 @@ mod tests {
                 sink.store(&batch).await.unwrap();
                 let took = (monotonic() - started).as_nanos() as u64 / ROWS;
                 if round % 5 == 4 {
-                    let bytes = std::fs::metadata(folder.path().join("visits.db")).unwrap().len();
+                    let bytes = std::fs::metadata(folder.path().join(VISITS_FILE)).unwrap().len();
                     println!("{links} links, batch {round}: {took} ns a visit; {} MiB", bytes >> 20);
                 }
             }

@@ -154,8 +154,8 @@ impl Copier {
     /// uses the strings of now.
     fn forget_old_strings(&mut self) {
         let generations = self.ring.generations();
-        for half in 0..2 {
-            if generations[half] != self.generations[half] {
+        for (half, (now, before)) in generations.iter().zip(self.generations).enumerate() {
+            if *now != before {
                 for (id, known) in self.known.iter_mut().enumerate() {
                     if u32::try_from(id).is_ok_and(|id| id > 0 && self.ring.half(id) == half) {
                         known.string = None;

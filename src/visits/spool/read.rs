@@ -193,6 +193,7 @@ impl Reader {
     }
 
     /// The next thing in the log; none at its end, where more may come later.
+    #[expect(clippy::should_implement_trait, reason = "an item lends what the reader has in memory")]
     pub fn next(&mut self) -> io::Result<Option<Item<'_>>> {
         Ok(match self.find()? {
             Found::End => None,

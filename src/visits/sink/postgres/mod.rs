@@ -27,9 +27,8 @@ use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Client, CopyInSink, Row, Statement};
 
 use self::encoded::{Encoded, Merged, Query};
-use super::{Account, Failure, Position, Settings};
+use super::{Failure, Position, Settings};
 use crate::config;
-use crate::domain::time::UnixMillis;
 use crate::store;
 use crate::store::postgres::connect::Connector;
 use crate::store::postgres::errors::{code, explain, refuses_statement};
@@ -48,11 +47,6 @@ const END_BACKEND: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activit
 const POSITIONS: &str = "SELECT p.epoch, p.core, p.next, p.stored, d.reason, d.visits
   FROM spool_positions p LEFT JOIN spool_drops d ON d.epoch = p.epoch AND d.core = p.core
   WHERE p.epoch = ANY ($1) ORDER BY p.epoch, p.core";
-
-const ACCOUNTS: &str = "SELECT instance, sum(answered)::int8, sum(stored)::int8, max(at) FROM spool_positions
-  GROUP BY instance ORDER BY instance";
-const ACCOUNT_DROPS: &str = "SELECT p.instance, d.reason, sum(d.visits)::int8
-  FROM spool_drops d JOIN spool_positions p ON p.epoch = d.epoch AND p.core = d.core GROUP BY p.instance, d.reason";
 
 #[derive(Debug)]
 pub struct Postgres {
@@ -161,28 +155,6 @@ impl Postgres {
             }
         }
         Ok(positions)
-    }
-
-    /// What every instance answered, stored and gave up, by its name.
-    pub async fn accounts(&mut self) -> Result<Vec<Account>, Failure> {
-        let answers = self.ask(&[(ACCOUNTS, vec![]), (ACCOUNT_DROPS, vec![])]).await?;
-        let mut accounts = Vec::new();
-        for row in &answers[0] {
-            accounts.push(Account {
-                instance: get(row, 0)?,
-                answered: get::<i64>(row, 1)?.cast_unsigned(),
-                stored: get::<i64>(row, 2)?.cast_unsigned(),
-                drops: Drops::default(),
-                at: UnixMillis(get(row, 3)?),
-            });
-        }
-        for row in &answers[1] {
-            let instance: &str = get(row, 0)?;
-            if let Some(account) = accounts.iter_mut().find(|account| account.instance == instance) {
-                add_drop(&mut account.drops, get(row, 1)?, get(row, 2)?);
-            }
-        }
-        Ok(accounts)
     }
 
     /// See [`super::Sink::store`].
