@@ -203,6 +203,8 @@ impl Spool {
         let base = folder::ring_base(settings)?;
         let (left, number) = recovery::recover(dir, Some(&base), spool, &disk, now)?;
 
+        // On a full disk there may be room later.
+        let _ = retain::reserve_line(dir);
         let rings = RingFolder::make(&base, epoch)?;
         let named = left.into_iter().chain([rings.path.clone()]).collect();
         at("cannot write", dir, folder::write_rings(dir, &named, &*disk))?;
@@ -394,6 +396,7 @@ impl Shared {
     /// The thread that syncs, and lets segments go.
     fn sync(&self) {
         let mut retain_at = time::monotonic();
+        let mut retaining = true;
         loop {
             let state = self.lock();
             let wait = self.changed.wait_timeout_while(state, self.settings.sync, |state| !state.sync_stops);
@@ -406,9 +409,13 @@ impl Shared {
             }
             if time::monotonic() >= retain_at {
                 retain_at = time::monotonic() + RETRY;
-                if let Err(error) = self.retain(time::now()) {
+                let retained = self.retain(time::now());
+                if let Err(error) = &retained
+                    && retaining
+                {
                     tracing::warn!(%error, "segments of the log could not be removed");
                 }
+                retaining = retained.is_ok();
             }
         }
     }
@@ -416,8 +423,7 @@ impl Shared {
     /// Up to how many bytes the log may grow now.
     fn bytes_max(&self) -> u64 {
         let bytes = self.lock().figures.bytes;
-        let free = rustix::fs::statvfs(&self.settings.dir).map_or(u64::MAX, |disk| disk.f_bavail * disk.f_frsize);
-        retain::cap(self.settings.bytes_max, free, bytes)
+        retain::cap(self.settings.bytes_max, retain::free_bytes(&self.settings.dir), bytes)
     }
 
     fn retain(&self, now: UnixMillis) -> io::Result<()> {
@@ -455,6 +461,8 @@ impl Shared {
                     self.live.left();
                     let visits = line?.sources.iter().map(|range| range.visits).sum::<u64>();
                     self.lock().figures.given_up += visits;
+                    // Where there is room for it again.
+                    let _ = retain::reserve_line(dir);
                     tracing::warn!(
                         segment = number,
                         visits,
