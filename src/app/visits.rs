@@ -114,7 +114,10 @@ impl Standing {
         let unrecorded = sum(|core| core.ring_full) + sum(|core| core.spool_error);
         drops[Dropped::RingFull as usize] += sum(|core| core.ring_full);
         drops[Dropped::SpoolError as usize] += sum(|core| core.spool_error);
-        let own = answered.saturating_sub(unrecorded).saturating_sub(report.settled);
+        // The store is told of it when it is back; everybody else is now.
+        let untold = spool.given_up.saturating_sub(drops[Dropped::SpoolFull as usize]);
+        drops[Dropped::SpoolFull as usize] += untold;
+        let own = answered.saturating_sub(unrecorded).saturating_sub(report.settled).saturating_sub(untold);
         let pending = report.pending + own;
         let oldest = report.oldest_pending.filter(|_| pending > 0);
         VisitFigures {

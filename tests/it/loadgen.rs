@@ -62,7 +62,7 @@ fn is_fresh(program: &Path) -> bool {
 }
 
 /// A running loadgen; killed when dropped.
-struct Running {
+pub(super) struct Running {
     child: Child,
     out: File,
     err: File,
@@ -71,17 +71,17 @@ struct Running {
 
 /// What it came to.
 #[derive(Debug)]
-struct Ran {
+pub(super) struct Ran {
     /// None: a signal ended it.
-    code: Option<i32>,
-    out: String,
-    err: String,
+    pub(super) code: Option<i32>,
+    pub(super) out: String,
+    pub(super) err: String,
     /// `run.json`; null if it wrote none.
     report: Value,
 }
 
 /// Starts loadgen in a folder.
-fn start<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Running {
+pub(super) fn start<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Running {
     let (out, err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     let report = folder.join("run.json");
     let _ = fs::remove_file(&report);
@@ -92,15 +92,15 @@ fn start<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Run
 }
 
 impl Running {
-    fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    fn has_ended(&mut self) -> bool {
+    pub(super) fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
 
-    fn ends(mut self) -> Ran {
+    pub(super) fn ends(mut self) -> Ran {
         eventually(RUN, "loadgen ends", || self.has_ended());
         let read = |mut file: &File| {
             let mut text = String::new();
@@ -149,7 +149,7 @@ impl Ran {
 }
 
 /// The arguments of `run`. `changes` are separated by blanks.
-fn run<'a>(scenario: &'a str, target: &'a str, changes: &'a str) -> Vec<&'a str> {
+pub(super) fn run<'a>(scenario: &'a str, target: &'a str, changes: &'a str) -> Vec<&'a str> {
     let mut arguments = vec!["run", scenario, "--target", target, "--json", "run.json"];
     changes.split_whitespace().for_each(|change| arguments.extend(["--set", change]));
     arguments

@@ -22,5 +22,6 @@ mod stats;
 mod store;
 mod systemd;
 mod targets;
+mod visits_faults;
 mod visits_postgres;
 mod warm;

@@ -118,10 +118,17 @@ impl Kept {
     }
 }
 
+/// A folder for rings of visits, on tmpfs as they have to be. They outlive their server, also one that a test kills, and go
+/// with this.
+pub(crate) fn rings() -> TempDir {
+    tempfile::Builder::new().prefix("waypost-rings-").tempdir_in("/dev/shm").unwrap()
+}
+
 /// A server that could be started: its folder, its configuration, its arguments. Started again it is the same server.
 /// Its links go when it is dropped.
 pub(crate) struct Setup {
     folder: TempDir,
+    rings: TempDir,
     kept: Kept,
     prepared: Once,
     arguments: Vec<String>,
@@ -138,6 +145,7 @@ impl Setup {
         std::fs::write(folder.path().join("waypost.toml"), kept.configuration(config)).unwrap();
         Self {
             folder,
+            rings: rings(),
             kept,
             prepared: Once::new(),
             arguments: Vec::new(),
@@ -230,6 +238,7 @@ impl Setup {
         };
         command.args(arguments).arg("--config").arg(self.path("waypost.toml")).arg("--data").arg(self.data());
         clean(&mut command);
+        command.env("WAYPOST_SPOOL__RING", self.rings.path());
         command.envs(self.variables.clone()).current_dir(self.folder.path());
         command
     }
@@ -427,6 +436,11 @@ impl Server {
         self.ends()
     }
 
+    /// Whether it has ended, by whatever hand.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// SIGKILL: no chance to put anything in order.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
@@ -477,7 +491,7 @@ pub(crate) fn metric(text: &str, name: &str, labels: &[&str]) -> f64 {
 }
 
 /// The lines of `reader` as they come. It is read to its end, so that the writer never waits.
-fn lines(reader: impl Read + Send + 'static) -> Receiver<String> {
+pub(crate) fn lines(reader: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = sync_channel(1000);
     std::thread::spawn(move || {
         for line in BufReader::new(reader).lines().map_while(Result::ok) {

@@ -12,10 +12,13 @@ use waypost::store::row::{Change, Patch, WarmReport, WarmWhat};
 use waypost::store::sqlite::Sqlite;
 use waypost::store::{self, Store};
 
-use super::support::{Direct, LIMIT, Setup, clean, eventually, key};
+use super::support::{Direct, LIMIT, Setup, clean, eventually, key, rings};
 
 /// A folder with a configuration and an embedded store, whatever store the other tests use.
-pub(super) struct Place(TempDir);
+pub(super) struct Place {
+    folder: TempDir,
+    rings: TempDir,
+}
 
 #[derive(Debug)]
 pub(super) struct Ended {
@@ -28,17 +31,22 @@ impl Place {
     pub(super) fn new(config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("waypost.toml"), config).unwrap();
-        Self(folder)
+        Self { folder, rings: rings() }
     }
 
     pub(super) fn data(&self) -> PathBuf {
-        self.0.path().join("data")
+        self.folder.path().join("data")
+    }
+
+    pub(super) fn rings(&self) -> &Path {
+        self.rings.path()
     }
 
     pub(super) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
         clean(&mut command);
-        command.args(arguments).current_dir(self.0.path()).env("WAYPOST_DATA", self.data());
+        command.args(arguments).current_dir(self.folder.path()).env("WAYPOST_DATA", self.data());
+        command.env("WAYPOST_SPOOL__RING", self.rings.path());
         command
     }
 

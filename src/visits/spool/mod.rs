@@ -203,6 +203,8 @@ impl Spool {
         let base = folder::ring_base(settings)?;
         let (left, number) = recovery::recover(dir, Some(&base), spool, &disk, now)?;
 
+        // On a full disk there may be room later.
+        let _ = retain::reserve_line(dir);
         let rings = RingFolder::make(&base, epoch)?;
         let named = left.into_iter().chain([rings.path.clone()]).collect();
         at("cannot write", dir, folder::write_rings(dir, &named, &*disk))?;
@@ -211,7 +213,11 @@ impl Spool {
         for core in 0..settings.cores {
             let about = About { source: Source { epoch, core }, spool, made_at: now };
             let path = rings.path.join(format!("core-{core}.ring"));
-            let (writer, reader) = at("cannot make the ring", &path, ring::create(&path, settings.ring_bytes, &about))?;
+            let (writer, reader) = at(
+                "no room or no right for the ring (spool.ring names its folder, spool.ring_size its size):",
+                &path,
+                ring::create(&path, settings.ring_bytes, &about),
+            )?;
             writers.push(writer);
             copiers.push(Copier::new(reader, Next::default()));
         }
@@ -390,6 +396,7 @@ impl Shared {
     /// The thread that syncs, and lets segments go.
     fn sync(&self) {
         let mut retain_at = time::monotonic();
+        let mut retaining = true;
         loop {
             let state = self.lock();
             let wait = self.changed.wait_timeout_while(state, self.settings.sync, |state| !state.sync_stops);
@@ -402,9 +409,13 @@ impl Shared {
             }
             if time::monotonic() >= retain_at {
                 retain_at = time::monotonic() + RETRY;
-                if let Err(error) = self.retain(time::now()) {
+                let retained = self.retain(time::now());
+                if let Err(error) = &retained
+                    && retaining
+                {
                     tracing::warn!(%error, "segments of the log could not be removed");
                 }
+                retaining = retained.is_ok();
             }
         }
     }
@@ -412,8 +423,7 @@ impl Shared {
     /// Up to how many bytes the log may grow now.
     fn bytes_max(&self) -> u64 {
         let bytes = self.lock().figures.bytes;
-        let free = rustix::fs::statvfs(&self.settings.dir).map_or(u64::MAX, |disk| disk.f_bavail * disk.f_frsize);
-        retain::cap(self.settings.bytes_max, free, bytes)
+        retain::cap(self.settings.bytes_max, retain::free_bytes(&self.settings.dir), bytes)
     }
 
     fn retain(&self, now: UnixMillis) -> io::Result<()> {
@@ -451,6 +461,8 @@ impl Shared {
                     self.live.left();
                     let visits = line?.sources.iter().map(|range| range.visits).sum::<u64>();
                     self.lock().figures.given_up += visits;
+                    // Where there is room for it again.
+                    let _ = retain::reserve_line(dir);
                     tracing::warn!(
                         segment = number,
                         visits,

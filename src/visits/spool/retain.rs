@@ -10,12 +10,18 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
 use super::disk::Disk;
 use super::format::{BLOCK_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use super::lost::{self, LOST_BYTES_MAX, Line, Range};
 use super::segment::{self, Body, Header};
 use crate::domain::time::UnixMillis;
 use crate::visits::Dropped;
+
+/// Of a line without counts of links: some sources of many, with their numbers.
+const LINE_ROOM_BYTES: u64 = 64 << 10;
 
 /// A segment of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,13 +118,12 @@ pub fn give_up(dir: &Path, number: u64, disk: &dyn Disk) -> io::Result<Line> {
     let mut line = line_of(number, &fs::read(&path)?, |range| lost_to.get(&range.source()).copied().unwrap_or(0));
     let name = dir.join(lost::NAME);
     let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&name)?;
-    if file.metadata()?.len() > LOST_BYTES_MAX {
+    let mut text = written(&line)?;
+    if file.metadata()?.len() > LOST_BYTES_MAX || free_bytes(dir) < 2 * text.len() as u64 {
+        // The room that `reserve_line` keeps is enough for this.
         line.links.clear();
+        text = written(&line)?;
     }
-    // A torn line of before ends here.
-    let mut text = b"\n".to_vec();
-    serde_json::to_writer(&mut text, &line)?;
-    text.push(b'\n');
     file.write_all(&text)?;
     disk.sync(&file)?;
     if before.is_empty() {
@@ -126,6 +131,29 @@ pub fn give_up(dir: &Path, number: u64, disk: &dyn Disk) -> io::Result<Line> {
     }
     disk.remove(&path)?;
     Ok(line)
+}
+
+/// A line of `lost.ndjson`; what was torn before ends with its beginning.
+fn written(line: &Line) -> io::Result<Vec<u8>> {
+    let mut text = b"\n".to_vec();
+    serde_json::to_writer(&mut text, line)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// Keeps room for a line without counts of links: on a disk that others have filled, nothing could be given up otherwise.
+pub fn reserve_line(dir: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join(lost::NAME))?;
+    let end = file.metadata()?.len();
+    match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, end, LINE_ROOM_BYTES) {
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Of the disk, to this process.
+pub fn free_bytes(dir: &Path) -> u64 {
+    rustix::fs::statvfs(dir).map_or(u64::MAX, |disk| disk.f_bavail * disk.f_frsize)
 }
 
 /// What a segment holds, by source and link; records before `lost_to` of their source are no part of it.

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 
 use super::postgres::{Database, Postgres, ROLE};
-use crate::support::{Direct, LIMIT, Server, clean, eventually};
+use crate::support::{Direct, LIMIT, Server, clean, eventually, rings};
 
 /// How instances come to Postgres.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,7 @@ pub(crate) enum Way {
 #[derive(Debug)]
 pub(crate) struct Deployment {
     folder: TempDir,
+    rings: TempDir,
     pub(crate) database: Database,
 }
 
@@ -46,7 +47,7 @@ impl Deployment {
         let store =
             format!("[postgres]\n{section}\nlookup_timeout = \"2s\"\nmigrate_url = \"{}\"\n", database.owner_url());
         std::fs::write(folder.path().join("store.toml"), &store).unwrap();
-        let this = Self { folder, database };
+        let this = Self { folder, rings: rings(), database };
         this.configure(&store, config);
         this.cli(&["migrate", "--grants", ROLE]);
         let key = this.cli(&["key", "create", "--scope", "admin"]);
@@ -70,6 +71,7 @@ impl Deployment {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
         clean(&mut command);
+        command.env("WAYPOST_SPOOL__RING", self.rings.path());
         command.args(arguments).args(["--config", "waypost.toml"]).current_dir(self.folder.path());
         command
     }

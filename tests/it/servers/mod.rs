@@ -148,7 +148,7 @@ fn write(path: &Path, text: &str) {
 /// A port of 127.0.0.1 that nobody listens at. It is none of those that the kernel gives to clients (from 32,768 on), so
 /// that a server which was stopped finds it free again; nor is the one 10,000 above, which a node of a Redis Cluster
 /// takes as well.
-fn port() -> u16 {
+pub(crate) fn port() -> u16 {
     const FIRST: u16 = 10_240;
     const COUNT: u16 = 9_700;
     static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(rand::random()));

@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use socket2::SockRef;
 use waypost::domain::time;
 
-use crate::support::LIMIT;
+use crate::support::{LIMIT, eventually};
 
 /// What happens to the server's bytes, and to new connections.
 #[derive(Clone, Debug)]
@@ -30,6 +30,22 @@ pub(crate) enum Mode {
     /// When the server says this, its client's connection is cut before it arrives, and the mode is [`Mode::Pass`] again:
     /// `C…COMMIT` of a transaction that is durable, and whose client is not told.
     CutAt(Vec<u8>),
+    /// When this side says this, that chunk and all that this side says after it wait for [`Proxy::release`], though the
+    /// connection stays; for the others the mode is [`Mode::Pass`] again. A client held in its transaction keeps its locks.
+    HoldAt(Side, Vec<u8>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Client,
+    Server,
+}
+
+/// Chunks that were held, and how often all of them were let go.
+#[derive(Debug, Default)]
+struct Held {
+    count: u64,
+    released: u64,
 }
 
 #[derive(Debug)]
@@ -40,6 +56,8 @@ struct State {
     streams: Mutex<HashMap<u64, [TcpStream; 2]>>,
     opened: AtomicU64,
     cuts: AtomicU64,
+    held: Mutex<Held>,
+    let_go: Condvar,
     over: AtomicBool,
 }
 
@@ -60,6 +78,8 @@ impl Proxy {
             streams: Mutex::default(),
             opened: AtomicU64::new(0),
             cuts: AtomicU64::new(0),
+            held: Mutex::default(),
+            let_go: Condvar::new(),
             over: AtomicBool::new(false),
         });
         let its = Arc::clone(&state);
@@ -91,12 +111,23 @@ impl Proxy {
     pub(crate) fn cuts(&self) -> u64 {
         self.state.cuts.load(Ordering::SeqCst)
     }
+
+    /// How many connections [`Mode::HoldAt`] has held.
+    pub(crate) fn held(&self) -> u64 {
+        self.state.held.lock().unwrap().count
+    }
+
+    /// What is held goes on, and arrives if its connection is still there.
+    pub(crate) fn release(&self) {
+        self.state.release();
+    }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.state.over.store(true, Ordering::SeqCst);
         self.state.cut();
+        self.state.release();
         // Wakes the one who accepts.
         let _ = TcpStream::connect(self.address);
         if let Some(accepting) = self.accepting.take() {
@@ -120,14 +151,22 @@ impl State {
         });
         self.streams.lock().unwrap().insert(number, both);
         let (from_client, to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+        let state = Arc::clone(self);
         std::thread::spawn(move || {
-            copy(&from_client, |chunk| (&to_server).write_all(chunk).is_ok());
+            let mut said = Vec::new();
+            copy(&from_client, |chunk| {
+                state.hold(Side::Client, chunk, &mut said);
+                (&to_server).write_all(chunk).is_ok()
+            });
             let _ = to_server.shutdown(Shutdown::Write);
         });
         let state = Arc::clone(self);
         std::thread::spawn(move || {
             let mut said = Vec::new();
-            copy(&server, |chunk| state.deliver(&client, chunk, &mut said));
+            copy(&server, |chunk| {
+                state.hold(Side::Server, chunk, &mut said);
+                state.deliver(&client, chunk, &mut said)
+            });
             let _ = client.shutdown(Shutdown::Both);
             let _ = server.shutdown(Shutdown::Both);
             state.streams.lock().unwrap().remove(&number);
@@ -139,7 +178,7 @@ impl State {
     fn deliver(&self, mut client: &TcpStream, chunk: &[u8], said: &mut Vec<u8>) -> bool {
         let mut mode = self.mode.lock().unwrap();
         match &*mode {
-            Mode::Pass | Mode::Refuse => {}
+            Mode::Pass | Mode::Refuse | Mode::HoldAt(..) => {}
             Mode::Silent => return true,
             Mode::Delay(span) => {
                 let span = *span;
@@ -148,24 +187,50 @@ impl State {
                 return client.write_all(chunk).is_ok();
             }
             Mode::CutAt(part) => {
-                said.extend(chunk);
-                if said.windows(part.len()).any(|window| window == part) {
+                if says(said, chunk, part) {
                     *mode = Mode::Pass;
                     self.cuts.fetch_add(1, Ordering::SeqCst);
                     reset(client);
                     return false;
                 }
-                // A part may begin in this chunk and end in the next.
-                said.drain(..said.len().saturating_sub(part.len()));
             }
         }
         drop(mode);
         client.write_all(chunk).is_ok()
     }
 
+    /// Waits with this chunk if it is the one to be held.
+    fn hold(&self, by: Side, chunk: &[u8], said: &mut Vec<u8>) {
+        let mut mode = self.mode.lock().unwrap();
+        let holds = matches!(&*mode, Mode::HoldAt(side, part) if *side == by && says(said, chunk, part));
+        if !holds {
+            return;
+        }
+        *mode = Mode::Pass;
+        drop(mode);
+        let mut held = self.held.lock().unwrap();
+        held.count += 1;
+        let before = held.released;
+        drop(self.let_go.wait_while(held, |held| held.released == before).unwrap());
+    }
+
+    fn release(&self) {
+        self.held.lock().unwrap().released += 1;
+        self.let_go.notify_all();
+    }
+
     fn cut(&self) {
         self.streams.lock().unwrap().values().flatten().for_each(reset);
     }
+}
+
+/// Whether `part` is in this chunk, or begins in what was said before and ends in it. `said` is the end of that.
+fn says(said: &mut Vec<u8>, chunk: &[u8], part: &[u8]) -> bool {
+    said.extend(chunk);
+    let says = said.windows(part.len()).any(|window| window == part);
+    let end = if says { said.len() } else { said.len().saturating_sub(part.len()) };
+    said.drain(..end);
+    says
 }
 
 /// Hands on what `from` says, until its end or until `deliver` has enough.
@@ -253,6 +318,22 @@ fn a_network_that_breaks() {
     assert_eq!(hear(&first, "M"), None);
     assert_eq!(proxy.cuts(), 1);
     assert_eq!(asks(&second, "COMMIT"), Some(()), "it is cut once");
+
+    for side in [Side::Client, Side::Server] {
+        let (held, third) = (proxy.held(), connect());
+        proxy.mode(Mode::HoldAt(side, b"HOLD".to_vec()));
+        assert_eq!(asks(&second, "another HO, LD"), Some(()));
+        assert_eq!(asks(&third, "..HO"), Some(()));
+        say(&third, "LD..");
+        eventually(LIMIT, "it is held", || proxy.held() > held);
+        third.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        (&third).read(&mut [0; 1]).unwrap_err();
+        assert_eq!(asks(&second, "HOLD"), Some(()), "one is held");
+        proxy.release();
+        third.set_read_timeout(Some(LIMIT)).unwrap();
+        assert_eq!(hear(&third, "LD.."), Some(()));
+        assert_eq!(asks(&third, "HOLD"), Some(()), "it is held once");
+    }
 
     proxy.cut();
     assert_eq!(hear(&second, "x"), None);

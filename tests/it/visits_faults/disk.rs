@@ -1,0 +1,216 @@
+//! The disk under the log breaks: it is full, it fails at one call or at all, it is slow; and a log that may not grow.
+//!
+//! In: a small tmpfs, or strace at the thread that writes the log. Out: redirects go on; what is given up is counted to the
+//! visit, and nothing is given up that the rings could hold.
+//! Never: a fault of another disk than the log's.
+//! At the limit: who may not mount leaves the small disk out, and says so.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use waypost::domain::time;
+
+use super::{Kept, OURS_HEADER, Stand, degraded, dropped, left_out, redirects, stored, trace};
+use crate::support::{LIMIT, Server, eventually, request, throughout};
+
+/// A disk of its own for the log; gone when it is dropped.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    /// None, and it says so, where we may not mount. A log may have a fifth of it, and a segment an eighth of that.
+    fn new(mebibytes: u32) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"])
+            .arg(folder.path())
+            .output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self(folder));
+        }
+        left_out("a disk that is full needs root, to mount a tmpfs");
+        None
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Takes all the room that there is.
+    fn fill(&self) -> PathBuf {
+        let filler = self.path().join("filler");
+        let full = std::io::copy(&mut std::io::repeat(0), &mut std::fs::File::create(&filler).unwrap());
+        assert_eq!(full.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+        filler
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Also while a server that is about to be killed has files open there.
+        let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk() {
+    let Some(disk) = SmallDisk::new(4) else { return };
+    let more = format!("[workers]\ncount = 1\n[spool]\ndir = \"{}\"\nring_size = \"256KiB\"\n", disk.path().display());
+    let stand = Stand::new(Kept::Postgres, &more);
+    let server = stand.start();
+    let load = stand.load(1000, 15);
+    eventually(LIMIT, "batches are stored", || stored(&server) > 0.0);
+    let filler = disk.fill();
+    // There is room for two thousand visits in the segment at hand, and for four thousand in the ring.
+    eventually(2 * LIMIT, "the ring is full", || dropped(&server, "spool_error") > 100.0);
+    redirects(&server);
+    assert!(degraded(&server).contains(&"spool".to_owned()), "{:?}", degraded(&server));
+    std::fs::remove_file(filler).unwrap();
+    let before = stored(&server);
+    eventually(LIMIT, "the log goes on by itself", || stored(&server) > before);
+    eventually(LIMIT, "nothing is degraded", || degraded(&server).is_empty());
+    let ledger = load.ends();
+    stand.judge(&server, &ledger).lost_exactly("spool_error", 1);
+}
+
+/// Redirects of one link in one connection, each of another agent of 500 bytes: a visit of them is ten of others.
+fn visit(server: &Server, count: u32) -> u64 {
+    let mut client = server.connect();
+    let text = "x".repeat(480);
+    for chunk in (0..count).collect::<Vec<_>>().chunks(64) {
+        let requests: Vec<u8> = chunk
+            .iter()
+            .flat_map(|number| {
+                request("GET", "/spring26", &[OURS_HEADER, ("User-Agent", &format!("agent {number} {text}"))], b"")
+            })
+            .collect();
+        client.send(requests);
+        chunk.iter().for_each(|_| assert_eq!(client.answer().status, 307));
+    }
+    u64::from(count)
+}
+
+/// By the rule that it leaves most of its disk to others, or by `spool.max_bytes`: it is the same.
+#[test]
+fn a_log_that_may_not_grow() {
+    let Some(disk) = SmallDisk::new(16) else { return };
+    let mut stand = Stand::breakable(&format!("[spool]\ndir = \"{}\"\n", disk.path().display()));
+    let server = stand.start();
+    let load = stand.load(200, 12);
+    eventually(LIMIT, "batches are stored", || stored(&server) > 0.0);
+    stand.postgres().stop();
+    let mut others = 0;
+    eventually(3 * LIMIT, "old visits are given up", || {
+        others += visit(&server, 512);
+        disk.path().join("lost.ndjson").exists()
+    });
+    stand.postgres().start();
+    let ledger = load.ends();
+    stand.judge(&server, &ledger).lost_exactly("spool_full", others);
+    let lost = std::fs::read_to_string(disk.path().join("lost.ndjson")).unwrap();
+    assert!(lost.contains("spool_full"), "{lost}");
+}
+
+/// The folder of the log, its last segment and those that may come: what tampering is for. (A thread writes to others, too,
+/// when it wakes somebody or has something to say.)
+fn files(stand: &Stand) -> Vec<PathBuf> {
+    let spool = stand.place.data().join("spool");
+    let number = |entry: std::io::Result<std::fs::DirEntry>| {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        u64::from_str_radix(name.strip_suffix(".log")?, 16).ok()
+    };
+    let last = std::fs::read_dir(&spool).unwrap().filter_map(number).max().unwrap();
+    let segments = (last..last + 50).map(|number| spool.join(format!("{number:016x}.log")));
+    std::iter::once(spool.clone()).chain(segments).collect()
+}
+
+/// strace's tampering, once for each element, under load: nothing is lost, for a ring has room for all of it.
+fn check_calls(kept: Kept, faults: &[&[&str]]) {
+    if !trace::possible() {
+        return;
+    }
+    let stand = Stand::new(kept, "[spool]\nsegment = \"1MiB\"\n");
+    let server = stand.start();
+    let load = stand.load(300, 300);
+    let mut shown = String::new();
+    for fault in faults {
+        let spooled = || server.metric("waypost_visits_spooled_total", &[]);
+        let tracer = trace::tamper(&server, &trace::LOG, &files(&stand), fault);
+        let mut seen = false;
+        throughout(Duration::from_millis(800), || {
+            redirects(&server);
+            seen |= degraded(&server).contains(&"spool".to_owned());
+        });
+        drop(tracer);
+        let before = spooled();
+        eventually(LIMIT, "the log goes on", || spooled() > before);
+        let _ = write!(shown, "{fault:?}: {}; ", if seen { "degraded" } else { "passed over" });
+    }
+    assert!(shown.contains("degraded"), "no fault was noticed: {shown}");
+    let ledger = load.stop();
+    stand.judge(&server, &ledger).right();
+}
+
+/// One call fails; or all of them, until strace goes.
+const CALLS: [&[&str]; 10] = [
+    &["fdatasync:error=EIO:when=1"],
+    &["fdatasync:error=EIO:when=2"],
+    &["fdatasync:error=ENOSPC:when=1+"],
+    &["write:error=ENOSPC:when=1"],
+    &["write:error=EIO:when=3"],
+    &["write:error=EIO:when=1+"],
+    // A new segment is needed, and cannot be made.
+    &["fdatasync:error=EIO:when=1", "openat:error=ENOSPC:when=1"],
+    &["fdatasync:error=EIO:when=1", "openat:error=EIO:when=1+"],
+    &["fdatasync:error=EIO:when=1", "fallocate:error=ENOSPC:when=1"],
+    &["fdatasync:error=EIO:when=1", "fsync:error=EIO:when=1"],
+];
+
+#[test]
+fn calls_that_fail_over_the_embedded_store() {
+    check_calls(Kept::Embedded, &CALLS);
+}
+
+#[test]
+fn calls_that_fail_over_postgres() {
+    check_calls(Kept::Postgres, &CALLS);
+}
+
+/// Rings are allocated before anybody is served, for what is missing later is a SIGBUS.
+#[test]
+fn no_room_for_the_rings() {
+    if !trace::possible() {
+        return;
+    }
+    let stand = Stand::new(Kept::Embedded, "");
+    let mut command = trace::tampered(&stand.serve(), &["fallocate:error=ENOSPC:when=1+"]);
+    let ended = command.output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success() && said.contains("spool.ring"), "{said}");
+}
+
+#[test]
+fn a_slow_disk() {
+    const SYNC: Duration = Duration::from_secs(2);
+    if !trace::possible() {
+        return;
+    }
+    let stand = Stand::new(Kept::Postgres, "");
+    let server = stand.start();
+    let load = stand.load(300, 8);
+    let _slow = trace::tamper(&server, &trace::LOG, &[], &[&format!("fdatasync:delay_enter={}", SYNC.as_micros())]);
+    let mut client = server.connect();
+    let mut times = Vec::new();
+    throughout(3 * SYNC, || {
+        let begun = time::monotonic();
+        assert_eq!(client.get("/spring26").status, 307);
+        times.push(time::monotonic().duration_since(begun));
+    });
+    times.sort_unstable();
+    let p99 = times[times.len() * 99 / 100];
+    assert!(p99 < SYNC / 4, "p99 of redirects: {p99:?} while a sync takes {SYNC:?}");
+    let ledger = load.ends();
+    stand.judge(&server, &ledger).right().nothing_in_flight();
+}
