@@ -3,8 +3,7 @@
 use crate::domain::key::DomainId;
 use crate::domain::link::LinkId;
 use crate::domain::time::UnixMillis;
-use crate::domain::visit::Class;
-use crate::visits::{Dropped, Drops};
+use crate::domain::visit::{Class, Dropped, Drops};
 
 /// Days that are read at a time: five years.
 pub const DAYS_MAX: u16 = 1_827;

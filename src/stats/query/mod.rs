@@ -8,11 +8,11 @@ mod moving;
 pub(crate) mod sqlite;
 
 use crate::domain::link::LinkId;
+use crate::domain::visit::Drops;
 use crate::store::postgres::Postgres;
 use crate::store::row::Reading;
 use crate::store::visited::{Account, Days, LinkRows};
 use crate::store::{Result, Store};
-use crate::visits::Drops;
 
 pub use sqlite::Sqlite;
 
