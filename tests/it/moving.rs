@@ -162,7 +162,7 @@ fn everything_moves_once() {
     target.ok(&["migrate", "--grants", ROLE]);
 
     let moved = target.json(&arguments);
-    let side = json!({"links": 8, "deleted": 1, "keys": 2, "pins": 2});
+    let side = json!({"links": 8, "deleted": 1, "keys": 2, "pins": 2, "visits": 0});
     assert_eq!(moved, json!({"moved": 9, "was_done": false, "embedded": side, "postgres": side}));
     assert_eq!(shown(&target), shown(&source));
     let exported = |place: &Place| place.ok(&["export", "--format", "ndjson"]);

@@ -80,7 +80,17 @@ impl Sqlite {
     }
 }
 
-fn kinds(row: &Row<'_>, first: usize) -> rusqlite::Result<Kinds> {
+/// The first eight columns of a row of totals.
+pub(super) fn totals(row: &Row<'_>) -> rusqlite::Result<Totals> {
+    Ok(Totals {
+        kinds: kinds(row, 0)?,
+        first_at: row.get::<_, Option<i64>>(5)?.map(UnixMillis),
+        last_at: row.get::<_, Option<i64>>(6)?.map(UnixMillis),
+        sketch: row.get(7)?,
+    })
+}
+
+pub(super) fn kinds(row: &Row<'_>, first: usize) -> rusqlite::Result<Kinds> {
     let mut kinds = Kinds::default();
     for (column, count) in kinds.iter_mut().enumerate() {
         *count = row.get(first + column)?;
@@ -94,14 +104,7 @@ pub(super) fn link(db: &Connection, link: LinkId, days: Days) -> rusqlite::Resul
             "SELECT clicks, tools, bots, heads, prefetches, first_at, last_at, sketch FROM link_totals
              WHERE link_id = ?1",
         )?
-        .query_row([link.0], |row| {
-            Ok(Totals {
-                kinds: kinds(row, 0)?,
-                first_at: row.get::<_, Option<i64>>(5)?.map(UnixMillis),
-                last_at: row.get::<_, Option<i64>>(6)?.map(UnixMillis),
-                sketch: row.get(7)?,
-            })
-        })
+        .query_row([link.0], totals)
         .optional()?
         .unwrap_or_default();
     let sketch = if days.sketches { "sketch" } else { "x''" };
