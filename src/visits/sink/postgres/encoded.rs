@@ -367,15 +367,10 @@ fn drops(batch: &Batch) -> (Sources, Vec<&'static str>, Vec<i64>) {
     columns
 }
 
-/// Both lists come by day, and rows are so many that each look at all of them is felt.
+/// Every row is in a rollup, and of those there are a fifth as many.
 fn days(batch: &Batch) -> Vec<Day> {
-    let mut days = Vec::new();
-    let mut rows = &batch.rows[..];
-    while let Some(first) = rows.first() {
-        days.push(rollup::day(first.at));
-        rows = &rows[rows.partition_point(|row| rollup::day(row.at) <= rollup::day(first.at))..];
-    }
-    days.extend(batch.orphans.iter().map(|orphan| rollup::day(orphan.row.at)));
+    let of_orphans = batch.orphans.iter().map(|orphan| rollup::day(orphan.row.at));
+    let mut days: Vec<Day> = batch.rollups.iter().map(|rollup| rollup.day).chain(of_orphans).collect();
     days.sort_unstable();
     days.dedup();
     days
