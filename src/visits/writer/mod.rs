@@ -393,7 +393,7 @@ impl Delivery {
                 Item::Gap { source, from, to, visits, why } => self.builder.gap(source, from, to, visits, why),
             }
             // At the end of a block, since one that is cut is read twice.
-            if self.builder.len() >= (rows_max / 2).max(1) {
+            if self.builder.len() >= (rows_max - rows_max / 4).max(1) {
                 return Event::Filled;
             }
         }
