@@ -4,18 +4,19 @@
 //! In: batches, on the writer's own thread, which waits for the disk. Out: one transaction each, positions first.
 //! Never: syncs for each batch (`synchronous = NORMAL`): a loss of power may undo the last commits, but positions go back
 //! together with the rows, and the segments that the spool keeps (`spool.keep`) fill exactly that hole.
-//! At its limit: waits [`file::BUSY_MS`] for another process; deletes at most [`DELETED_MAX`] old visits at a time; its log of
+//! At its limit: waits [`file::BUSY_MS`] for another process; deletes what is old for [`TIDYING_MAX`] at a time; its log of
 //! pages is written back each [`CHECKPOINT_PAGES`].
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::functions::{Context, FunctionFlags};
 use rusqlite::types::Null;
 use rusqlite::{CachedStatement, Connection, ErrorCode, Transaction, TransactionBehavior};
 
-use super::{Failure, Position, Settings};
-use crate::domain::time::UnixMillis;
+use super::{Failure, Position, Settings, Tidied};
+use crate::domain::time::{UnixMillis, monotonic};
 use crate::stats::rollup::{self, Rollup};
 use crate::stats::sketch::Sketch;
 use crate::store;
@@ -25,9 +26,9 @@ use crate::visits::batch::{Batch, Orphan, RequestId, Row};
 use crate::visits::spool::{Epoch, Source};
 use crate::visits::{Dropped, Drops};
 
-/// Old visits that one call of [`Sqlite::housekeep`] deletes of a table.
-pub const DELETED_MAX: usize = 64 * DELETED_AT_ONCE;
-/// In one transaction: a few milliseconds.
+/// How long one call of [`Sqlite::housekeep`] deletes: nothing is stored meanwhile, and no order to stop is heard.
+const TIDYING_MAX: Duration = Duration::from_millis(200);
+/// Rows that are deleted in one transaction: a few milliseconds.
 const DELETED_AT_ONCE: usize = 4096;
 /// Pages of 4 KiB. A batch rewrites the pages that the one before it wrote: the longer the log, the fewer go to the disk twice.
 const CHECKPOINT_PAGES: i64 = 8192;
@@ -104,14 +105,34 @@ impl Sqlite {
         tx.commit().map_err(explain)
     }
 
-    /// What is older than `visits.keep` goes, in small transactions; the rest of it at the next call.
-    pub async fn housekeep(&mut self, now: UnixMillis) -> Result<(), Failure> {
+    /// What is older than `visits.keep` goes, in small transactions.
+    pub async fn housekeep(&mut self, now: UnixMillis) -> Result<Tidied, Failure> {
+        let tidied = self.delete_old(now, TIDYING_MAX).map_err(explain)?;
+        // What readers allow, without waiting for them.
+        self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).map_err(explain)?;
+        Ok(tidied)
+    }
+
+    /// At least one transaction for each table, so that none of them waits for another.
+    fn delete_old(&self, now: UnixMillis, time_max: Duration) -> rusqlite::Result<Tidied> {
+        let until = monotonic() + time_max;
         let keep_ms = i64::try_from(self.settings.keep.as_millis()).unwrap_or(i64::MAX);
         let before = now.0.saturating_sub(keep_ms);
-        delete_old(&self.db, "visits", before).map_err(explain)?;
-        delete_old(&self.db, "orphan_visits", before).map_err(explain)?;
-        // What readers allow, without waiting for them.
-        self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).map_err(explain)
+        // Where each goes on; none = it has no more.
+        let mut visits = [("visits", Some(i64::MIN)), ("orphan_visits", Some(i64::MIN))];
+        loop {
+            for (table, from) in &mut visits {
+                if let Some(first) = *from {
+                    *from = delete_visits(&self.db, table, first, before)?;
+                }
+            }
+            if visits.iter().all(|(_, from)| from.is_none()) {
+                return Ok(Tidied::All);
+            }
+            if monotonic() >= until {
+                return Ok(Tidied::Part);
+            }
+        }
     }
 }
 
@@ -321,22 +342,16 @@ fn add_sketch(context: &Context<'_>) -> rusqlite::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Deletes rows from the oldest on, until some are met that are all to stay. They lie in the order of their coming, which is
-/// nearly that of time: one that came late goes late.
-fn delete_old(db: &Connection, table: &str, before: i64) -> rusqlite::Result<()> {
+/// Deletes the old ones of the first rows behind a rowid. They lie in the order of their coming, which is nearly that of
+/// time: where all are to stay there is no more to delete, and one that came late goes late.
+fn delete_visits(db: &Connection, table: &str, from: i64, before: i64) -> rusqlite::Result<Option<i64>> {
     let mut last = db.prepare_cached(&format!(
         "SELECT max(rowid) FROM (SELECT rowid FROM {table} WHERE rowid > ?1 ORDER BY rowid LIMIT {DELETED_AT_ONCE})"
     ))?;
     let mut delete = db.prepare_cached(&format!("DELETE FROM {table} WHERE rowid > ?1 AND rowid <= ?2 AND at < ?3"))?;
-    let mut from = i64::MIN;
-    for _ in 0..DELETED_MAX / DELETED_AT_ONCE {
-        let Some(to) = last.query_row([from], |row| row.get::<_, Option<i64>>(0))? else { break };
-        if delete.execute((from, to, before))? == 0 {
-            break;
-        }
-        from = to;
-    }
-    Ok(())
+    let Some(to) = last.query_row([from], |row| row.get::<_, Option<i64>>(0))? else { return Ok(None) };
+    let deleted = delete.execute((from, to, before))?;
+    Ok(Some(to).filter(|_| deleted > 0))
 }
 
 /// Makes the file if there is none, and brings its schema up to date; returns what was applied.
@@ -389,7 +404,7 @@ mod tests {
     use crate::store::visited::Account;
     use crate::visits::agents::Agent;
     use crate::visits::batch::{Batch, Orphan, Range, Referrer, RequestId, Row};
-    use crate::visits::sink::{Failure, Position, Settings};
+    use crate::visits::sink::{Failure, Position, Settings, Tidied};
     use crate::visits::spool::read::Tally;
     use crate::visits::spool::{Epoch, Source};
     use crate::visits::{Dropped, Drops};
@@ -637,8 +652,12 @@ mod tests {
         rows[5].at = UnixMillis(AT + DAY_MS);
         rows[old as usize + 20].at = UnixMillis(AT);
         sink.store(&batch_of(rows, 0, old + 50)).await.unwrap();
-        for (now, left) in [(AT + DAY_MS, old + 50), (AT + DAY_MS + 1, 50), (AT + 3 * DAY_MS, 0), (AT, 0)] {
-            sink.housekeep(UnixMillis(now)).await.unwrap();
+        // Each call ends, and says that there is more.
+        let part = sink.delete_old(UnixMillis(AT + DAY_MS + 1), Duration::ZERO).unwrap();
+        assert_eq!((part, standing(&mut sink).await.1[0]), (Tidied::Part, old + 50 + 1 - DELETED_AT_ONCE as u64));
+        for (now, left) in [(AT + DAY_MS, 1), (AT + DAY_MS + 1, 50), (AT + 3 * DAY_MS, 0), (AT, 0)] {
+            let left = if now == AT + DAY_MS { old + 51 - DELETED_AT_ONCE as u64 } else { left };
+            while sink.housekeep(UnixMillis(now)).await.unwrap() == Tidied::Part {}
             assert_eq!(standing(&mut sink).await.1, [left, old + 50, old + 50, old + 50], "{now}");
         }
     }

@@ -27,7 +27,7 @@ use self::state::{Action, Event, Moment, Phase, State};
 use super::Drops;
 use super::batch::{Batch, Builder, Fates, Took};
 use super::dead;
-use super::sink::{Failure, Sink};
+use super::sink::{Failure, Sink, Tidied};
 use super::spool::format::SEGMENT_HEADER_BYTES;
 use super::spool::read::{Item, Reader, Tally};
 use super::spool::recovery::recover_rings;
@@ -134,7 +134,13 @@ async fn run(mut delivery: Delivery, mut orders: watch::Receiver<Option<Instant>
             if let Err(error) = &tidied {
                 tracing::warn!(%error, "the store of visits was not tidied up");
             }
-            tidy_at = time::monotonic() + if tidied.is_ok() { HOUSEKEEPING } else { HOUSEKEEPING_AGAIN };
+            tidy_at = time::monotonic()
+                + match tidied {
+                    Ok(Tidied::All) => HOUSEKEEPING,
+                    // At the next rest: what is to be stored goes first.
+                    Ok(Tidied::Part) => Duration::ZERO,
+                    Err(_) => HOUSEKEEPING_AGAIN,
+                };
         }
         let event = match action {
             Action::Finish => return,

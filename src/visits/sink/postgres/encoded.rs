@@ -232,11 +232,36 @@ impl<'a> Encoded<'a> {
         self.ranges.from.len()
     }
 
+    /// What comes before the transaction, in the order of ids, so that instances do not meet in deadlocks.
+    pub(super) fn texts(&self) -> Vec<Query<'_>> {
+        let Self { agents, referrers: [texts, hosts], .. } = self;
+        let mut queries: Vec<Query<'_>> = Vec::new();
+        if !agents.ids.is_empty() {
+            queries.push((
+                AGENTS,
+                vec![
+                    bigints(&agents.ids),
+                    (&agents.texts, Type::TEXT_ARRAY),
+                    (&agents.kinds, Type::INT2_ARRAY),
+                    (&agents.browsers, Type::TEXT_ARRAY),
+                    (&agents.systems, Type::TEXT_ARRAY),
+                    (&agents.devices, Type::TEXT_ARRAY),
+                ],
+            ));
+        }
+        if !self.referrer_ids.is_empty() {
+            queries.push((
+                REFERRERS,
+                vec![bigints(&self.referrer_ids), (texts, Type::TEXT_ARRAY), (hosts, Type::TEXT_ARRAY)],
+            ));
+        }
+        queries
+    }
+
     /// What comes before the rows. The answer of the one at [`Self::JUDGE`] has [`Self::ranges`] rows, or the batch must
     /// not be stored.
     pub(super) fn before(&self) -> Vec<Query<'_>> {
-        let Self { new, ranges, tallies, drops, agents, .. } = self;
-        let [texts, hosts] = &self.referrers;
+        let Self { new, ranges, tallies, drops, .. } = self;
         let mut queries: Vec<Query<'_>> = vec![
             (KNOW, vec![bigints(&new.epochs), ints(&new.cores), (&self.instance, Type::TEXT)]),
             (
@@ -262,25 +287,6 @@ impl<'a> Encoded<'a> {
             queries.push((
                 DROPS,
                 vec![bigints(&sources.epochs), ints(&sources.cores), (reasons, Type::TEXT_ARRAY), bigints(visits)],
-            ));
-        }
-        if !agents.ids.is_empty() {
-            queries.push((
-                AGENTS,
-                vec![
-                    bigints(&agents.ids),
-                    (&agents.texts, Type::TEXT_ARRAY),
-                    (&agents.kinds, Type::INT2_ARRAY),
-                    (&agents.browsers, Type::TEXT_ARRAY),
-                    (&agents.systems, Type::TEXT_ARRAY),
-                    (&agents.devices, Type::TEXT_ARRAY),
-                ],
-            ));
-        }
-        if !self.referrer_ids.is_empty() {
-            queries.push((
-                REFERRERS,
-                vec![bigints(&self.referrer_ids), (texts, Type::TEXT_ARRAY), (hosts, Type::TEXT_ARRAY)],
             ));
         }
         queries
