@@ -532,7 +532,9 @@ fn check(setup: &Setup, steps: &[Step], texts: &RefCell<Vec<(Agents, Referrers)>
             Step::Damage(which) => disk.damage(*which),
             Step::Retain => disk.retain(writers[0].delivery.resume),
         }
-        writers.iter().for_each(|writer| drop(writer.pending(&disk)));
+        for writer in &writers {
+            let _ = writer.pending(&disk);
+        }
     }
 
     // Everything answers again. What a store lost behind a pooler is noticed by a start at the latest.
