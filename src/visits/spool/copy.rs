@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use super::log::Log;
 use super::read::{Next, Tally};
-use super::ring::{Read, RingReader};
-use super::segment;
+use super::ring::{Counts, Figures, Read, RingReader};
+use super::{Source, segment};
 use crate::domain::time::UnixMillis;
 
 /// Bytes of records that one turn takes out of one ring: 25 MB/s at 20 ms.
@@ -180,23 +180,32 @@ impl Copier {
     /// How the core stands as its ring says.
     #[must_use]
     pub fn tally_of_ring(&self) -> Tally {
-        let figures = self.ring.figures();
-        Tally { appended: figures.appended, visits: figures.visits, ..self.tally() }
+        tally(self.ring.about().source, self.ring.figures())
+    }
+
+    /// Where the ring says how the core stands.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.ring.counts()
+    }
+
+    /// Whether the log has all that is in the ring, and nobody can record more.
+    fn is_done(&self) -> bool {
+        !self.ring.has_writer() && self.next.number == self.ring.figures().appended
     }
 
     /// How the core stands as the log has it.
     #[must_use]
     pub fn tally(&self) -> Tally {
-        let figures = self.ring.figures();
-        Tally {
-            source: self.ring.about().source,
-            appended: self.next.number,
-            visits: self.next.visits,
-            ring_full: figures.ring_full,
-            spool_error: figures.spool_error,
-            orphans: figures.orphans,
-        }
+        Tally { appended: self.next.number, visits: self.next.visits, ..self.tally_of_ring() }
     }
+}
+
+/// What a ring's figures say.
+#[must_use]
+pub fn tally(source: Source, figures: Figures) -> Tally {
+    let Figures { appended, visits, ring_full, spool_error, orphans } = figures;
+    Tally { source, appended, visits, ring_full, spool_error, orphans }
 }
 
 /// All rings of a start, and the log that they are copied to.
@@ -241,13 +250,11 @@ impl Copying {
             return Turn::Nothing;
         }
         if let Err(error) = self.log.write(&mut self.unwritten, &tallies, &standing, now) {
-            self.copiers.iter().for_each(|copier| copier.ring.set_failing(true));
+            self.set_failing(true);
             return Turn::Failed(error);
         }
-        for copier in &mut self.copiers {
-            copier.take();
-            copier.ring.set_failing(false);
-        }
+        self.copiers.iter_mut().for_each(Copier::take);
+        self.set_failing(false);
         if due {
             self.tallied_at = now;
             self.tallies = self.copiers.iter().map(Copier::tally).collect();
@@ -264,9 +271,14 @@ impl Copying {
         tallies.filter(|tally| !self.tallies.contains(tally)).collect()
     }
 
-    /// How the cores stand by their rings.
+    /// Whether the log has all that is in the rings, and nobody can record more: a worker that hangs still may.
     #[must_use]
-    pub fn figures(&self) -> Vec<Tally> {
-        self.copiers.iter().map(Copier::tally_of_ring).collect()
+    pub fn is_done(&self) -> bool {
+        self.copiers.iter().all(Copier::is_done)
+    }
+
+    /// Whether visits that find no room are lost to the disk.
+    pub fn set_failing(&self, failing: bool) {
+        self.copiers.iter().for_each(|copier| copier.ring.set_failing(failing));
     }
 }

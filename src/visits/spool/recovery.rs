@@ -139,6 +139,8 @@ fn one(
         let path = entry?.path();
         match ring::open(&path) {
             Ok(ring) => epochs.entry(ring.about().source.epoch).or_default().push((path, ring)),
+            // A start that found no room for it, or was killed while it was made.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
             Err(error) => failed = Some(error),
         }
     }
