@@ -27,13 +27,15 @@ pub struct Piece {
     pub written_at: UnixMillis,
     pub records: Vec<u8>,
     pub strings: Vec<(u32, Arc<[u8]>)>,
+    /// Of the strings that no piece before it has.
+    pub strings_bytes_new: usize,
 }
 
 impl Piece {
     /// Bytes that it holds in memory, near enough.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.records.len() + self.strings.len() * 24
+        self.records.len() + self.strings.len() * 24 + self.strings_bytes_new
     }
 
     /// What comes next behind it.
@@ -111,6 +113,7 @@ impl Copier {
             written_at: now,
             records,
             strings: Vec::new(),
+            strings_bytes_new: 0,
         };
         if piece.begin.number < self.next.number {
             piece.skip_to(self.next);
@@ -121,16 +124,15 @@ impl Copier {
         self.read = piece.end();
         self.forget_old_strings();
         self.pieces += 1;
-        for record in segment::glance(&piece.records) {
-            for id in record.strings {
-                self.string(id, &mut piece.strings);
-            }
+        let ids = segment::glance(&piece.records).flat_map(|record| record.strings).collect::<Vec<_>>();
+        for id in ids {
+            self.string(id, &mut piece);
         }
         Some(piece)
     }
 
     /// Adds the string with this id to a piece's, once.
-    fn string(&mut self, id: u32, strings: &mut Vec<(u32, Arc<[u8]>)>) {
+    fn string(&mut self, id: u32, piece: &mut Piece) {
         if id == 0 {
             return;
         }
@@ -146,8 +148,9 @@ impl Copier {
         if known.string.is_none() {
             let mut bytes = Vec::new();
             known.string = self.ring.string(id, &mut bytes).then(|| bytes.into());
+            piece.strings_bytes_new += known.string.as_ref().map_or(0, |string| string.len());
         }
-        strings.extend(known.string.clone().map(|string| (id, string)));
+        piece.strings.extend(known.string.clone().map(|string| (id, string)));
     }
 
     /// A half of the strings begins anew only when every record that used it was taken: after a read, all that was read

@@ -5,7 +5,7 @@
 //! At its limit: what may not go stays, even beyond `spool.max_bytes`.
 
 use std::collections::HashMap;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -115,6 +115,12 @@ pub fn give_up(dir: &Path, number: u64, disk: &dyn Disk) -> io::Result<Line> {
         *to = range.to.max(*to);
     }
     let path = dir.join(segment::name(number));
+    if let Some(sources) = before.get(&number) {
+        // Its line was written, and then its sync failed, or the removal.
+        disk.sync(&File::open(dir.join(lost::NAME))?)?;
+        disk.remove(&path)?;
+        return Ok(Line { segment: number, sources: sources.clone(), ..Line::default() });
+    }
     let mut line = line_of(number, &fs::read(&path)?, |range| lost_to.get(&range.source()).copied().unwrap_or(0));
     let name = dir.join(lost::NAME);
     let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&name)?;
