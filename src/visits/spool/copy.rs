@@ -94,7 +94,12 @@ impl Copier {
             let mut records = Vec::new();
             let read = self.ring.recover(&mut records, PIECE_BYTES_MAX);
             let nothing = read.count == 0;
-            let piece = self.piece(read, records, now);
+            let mut piece = self.piece(read, records, now);
+            if let Some(piece) = &mut piece {
+                // As its start would have written it: who was down for long does not make its visits look too old.
+                let newest = segment::glance(&piece.records).map(|record| record.at).max();
+                piece.written_at = newest.unwrap_or(now).min(now);
+            }
             if nothing || piece.is_some() {
                 return piece;
             }

@@ -234,6 +234,7 @@ impl Log {
         self.number += 1;
         let mut again = VecDeque::new();
         if self.anew {
+            self.trim();
             self.current = None;
             again = self.unsynced.abandon();
         }

@@ -157,6 +157,8 @@ struct State {
     figures: Figures,
     /// Everything before it is stored.
     stored: Place,
+    /// The first that was said of it: segments before were stored by earlier starts, nobody knows when.
+    found_stored: Option<u64>,
     /// Since when each segment is.
     stored_at: BTreeMap<u64, UnixMillis>,
     /// The last sync failed.
@@ -270,7 +272,9 @@ impl Spool {
 
     /// Everything before `place` is stored. It may go back, after a failover of the store.
     pub fn stored(&self, place: Place) {
-        self.shared.lock().stored = place;
+        let mut state = self.shared.lock();
+        state.found_stored = state.found_stored.or(Some(place.segment));
+        state.stored = place;
     }
 
     #[must_use]
@@ -476,7 +480,9 @@ impl Shared {
             let before = state.stored.segment;
             state.stored_at.retain(|number, _| *number < before);
             for segment in segments.iter_mut().filter(|segment| segment.number < before) {
-                segment.stored_at = Some(*state.stored_at.entry(segment.number).or_insert(now));
+                let found = state.found_stored.is_some_and(|found| segment.number < found);
+                let since = if found { segment.changed_at.min(now) } else { now };
+                segment.stored_at = Some(*state.stored_at.entry(segment.number).or_insert(since));
             }
             state.figures.bytes = segments.iter().map(|segment| segment.bytes).sum();
             state.figures.segments = segments.len() as u64;

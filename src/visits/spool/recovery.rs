@@ -17,7 +17,7 @@ use super::live::Live;
 use super::log::{Log, Unsynced};
 use super::read::{self, Block, Item, Next, Reader, Tally};
 use super::ring::{self, RingReader};
-use super::{Epoch, Error, Source, at, disk, folder, lost, segment};
+use super::{Epoch, Error, Source, at, disk, folder, lost, retain, segment};
 use crate::domain::time::UnixMillis;
 
 /// Recovers the rings that `rings` names and those of this spool in `base`; says what became of them. The folders that
@@ -35,6 +35,10 @@ pub(super) fn recover(
         let _ = disk.remove(&dir.join(segment::name(*number)));
     }
     let there = at("cannot read", dir, read::segments(dir))?;
+    for number in &there {
+        // What cannot be given back is counted all the same.
+        let _ = retain::trim(&dir.join(segment::name(*number)));
+    }
     let next = there.last().max(lost.keys().next_back()).map_or(1, |last| last + 1);
     let named = at("cannot read", dir, folder::read_rings(dir))?;
     let mut all = named;

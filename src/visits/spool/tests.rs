@@ -381,7 +381,7 @@ fn corrupted() {
 fn what_goes() {
     const fn segment(number: u64, stored_at: i64) -> Segment {
         let stored_at = if stored_at < 0 { None } else { Some(UnixMillis(stored_at)) };
-        Segment { number, bytes: 10, stored_at }
+        Segment { number, bytes: 10, changed_at: NOW, stored_at }
     }
     fn check(segments: &[Segment], limits: Limits, expected: &[Goes]) {
         assert_eq!(retain::decide(segments, &limits, UnixMillis(1000)), expected, "{segments:?} {limits:?}");
@@ -660,4 +660,18 @@ fn giving_up_again_loses_no_more() {
     assert!(!first.sources.is_empty() && !path.exists());
     assert_eq!(again.sources, first.sources);
     assert_eq!(super::lost::read(dir.path()).unwrap()[&2], first.sources);
+}
+
+#[test]
+fn what_a_killed_start_had_reserved_is_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(super::segment::name(1));
+    let file = Kernel.create(&path, 1 << 20).unwrap();
+    Kernel.append(&file, &[1; 100]).unwrap();
+    let before = retain::scan(dir.path()).unwrap();
+    retain::trim(&path).unwrap();
+    let after = retain::scan(dir.path()).unwrap();
+    assert!(before[0].bytes >= 1 << 20, "what is reserved counts: {before:?}");
+    assert!(after[0].bytes < 64 << 10, "{after:?}");
+    assert_eq!(fs::read(&path).unwrap(), [1; 100]);
 }
