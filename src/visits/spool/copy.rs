@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use super::log::Log;
 use super::read::{Next, Tally};
-use super::ring::{Read, RingReader};
-use super::segment;
+use super::ring::{Counts, Figures, Read, RingReader};
+use super::{Source, segment};
 use crate::domain::time::UnixMillis;
 
 /// Bytes of records that one turn takes out of one ring: 25 MB/s at 20 ms.
@@ -27,13 +27,15 @@ pub struct Piece {
     pub written_at: UnixMillis,
     pub records: Vec<u8>,
     pub strings: Vec<(u32, Arc<[u8]>)>,
+    /// Of the strings that no piece before it has.
+    pub strings_bytes_new: usize,
 }
 
 impl Piece {
     /// Bytes that it holds in memory, near enough.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.records.len() + self.strings.len() * 24
+        self.records.len() + self.strings.len() * 24 + self.strings_bytes_new
     }
 
     /// What comes next behind it.
@@ -92,7 +94,12 @@ impl Copier {
             let mut records = Vec::new();
             let read = self.ring.recover(&mut records, PIECE_BYTES_MAX);
             let nothing = read.count == 0;
-            let piece = self.piece(read, records, now);
+            let mut piece = self.piece(read, records, now);
+            if let Some(piece) = &mut piece {
+                // As its start would have written it: who was down for long does not make its visits look too old.
+                let newest = segment::glance(&piece.records).map(|record| record.at).max();
+                piece.written_at = newest.unwrap_or(now).min(now);
+            }
             if nothing || piece.is_some() {
                 return piece;
             }
@@ -111,6 +118,7 @@ impl Copier {
             written_at: now,
             records,
             strings: Vec::new(),
+            strings_bytes_new: 0,
         };
         if piece.begin.number < self.next.number {
             piece.skip_to(self.next);
@@ -121,16 +129,15 @@ impl Copier {
         self.read = piece.end();
         self.forget_old_strings();
         self.pieces += 1;
-        for record in segment::glance(&piece.records) {
-            for id in record.strings {
-                self.string(id, &mut piece.strings);
-            }
+        let ids = segment::glance(&piece.records).flat_map(|record| record.strings).collect::<Vec<_>>();
+        for id in ids {
+            self.string(id, &mut piece);
         }
         Some(piece)
     }
 
     /// Adds the string with this id to a piece's, once.
-    fn string(&mut self, id: u32, strings: &mut Vec<(u32, Arc<[u8]>)>) {
+    fn string(&mut self, id: u32, piece: &mut Piece) {
         if id == 0 {
             return;
         }
@@ -146,8 +153,9 @@ impl Copier {
         if known.string.is_none() {
             let mut bytes = Vec::new();
             known.string = self.ring.string(id, &mut bytes).then(|| bytes.into());
+            piece.strings_bytes_new += known.string.as_ref().map_or(0, |string| string.len());
         }
-        strings.extend(known.string.clone().map(|string| (id, string)));
+        piece.strings.extend(known.string.clone().map(|string| (id, string)));
     }
 
     /// A half of the strings begins anew only when every record that used it was taken: after a read, all that was read
@@ -180,23 +188,32 @@ impl Copier {
     /// How the core stands as its ring says.
     #[must_use]
     pub fn tally_of_ring(&self) -> Tally {
-        let figures = self.ring.figures();
-        Tally { appended: figures.appended, visits: figures.visits, ..self.tally() }
+        tally(self.ring.about().source, self.ring.figures())
+    }
+
+    /// Where the ring says how the core stands.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.ring.counts()
+    }
+
+    /// Whether the log has all that is in the ring, and nobody can record more.
+    fn is_done(&self) -> bool {
+        !self.ring.has_writer() && self.next.number == self.ring.figures().appended
     }
 
     /// How the core stands as the log has it.
     #[must_use]
     pub fn tally(&self) -> Tally {
-        let figures = self.ring.figures();
-        Tally {
-            source: self.ring.about().source,
-            appended: self.next.number,
-            visits: self.next.visits,
-            ring_full: figures.ring_full,
-            spool_error: figures.spool_error,
-            orphans: figures.orphans,
-        }
+        Tally { appended: self.next.number, visits: self.next.visits, ..self.tally_of_ring() }
     }
+}
+
+/// What a ring's figures say.
+#[must_use]
+pub fn tally(source: Source, figures: Figures) -> Tally {
+    let Figures { appended, visits, ring_full, spool_error, orphans } = figures;
+    Tally { source, appended, visits, ring_full, spool_error, orphans }
 }
 
 /// All rings of a start, and the log that they are copied to.
@@ -241,13 +258,11 @@ impl Copying {
             return Turn::Nothing;
         }
         if let Err(error) = self.log.write(&mut self.unwritten, &tallies, &standing, now) {
-            self.copiers.iter().for_each(|copier| copier.ring.set_failing(true));
+            self.set_failing(true);
             return Turn::Failed(error);
         }
-        for copier in &mut self.copiers {
-            copier.take();
-            copier.ring.set_failing(false);
-        }
+        self.copiers.iter_mut().for_each(Copier::take);
+        self.set_failing(false);
         if due {
             self.tallied_at = now;
             self.tallies = self.copiers.iter().map(Copier::tally).collect();
@@ -264,9 +279,14 @@ impl Copying {
         tallies.filter(|tally| !self.tallies.contains(tally)).collect()
     }
 
-    /// How the cores stand by their rings.
+    /// Whether the log has all that is in the rings, and nobody can record more: a worker that hangs still may.
     #[must_use]
-    pub fn figures(&self) -> Vec<Tally> {
-        self.copiers.iter().map(Copier::tally_of_ring).collect()
+    pub fn is_done(&self) -> bool {
+        self.copiers.iter().all(Copier::is_done)
+    }
+
+    /// Whether visits that find no room are lost to the disk.
+    pub fn set_failing(&self, failing: bool) {
+        self.copiers.iter().for_each(|copier| copier.ring.set_failing(failing));
     }
 }

@@ -10,6 +10,7 @@ use std::io::{self, Write as _};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use super::disk::Disk;
 use super::{Epoch, Error, Settings, at, ring};
@@ -47,12 +48,16 @@ pub(super) fn lock(dir: &Path) -> Result<(File, u64), Error> {
         Err(TryLockError::Error(error)) => return at("cannot lock", &path, Err(error)),
     }
     let about = at("cannot read", &path, file.metadata())?;
-    Ok((file, about.ino() ^ about.dev().rotate_left(40)))
+    // No device: its number may be another one after the next boot. Where the file system does not tell when the lock was
+    // made, the inode has to do.
+    let made_ns =
+        about.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |age| age.as_nanos());
+    Ok((file, about.ino() ^ (made_ns as u64).rotate_left(32)))
 }
 
 /// What a file system is to a shared mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lies {
+enum FileSystem {
     Memory,
     /// Outlives the process; may stall it.
     Disk,
@@ -60,13 +65,13 @@ enum Lies {
     Elsewhere,
 }
 
-fn lies(path: &Path) -> Result<Lies, Error> {
+fn file_system(path: &Path) -> Result<FileSystem, Error> {
     // statfs(2): tmpfs, ramfs; ext4, xfs.
     let kind = at("cannot look at", path, rustix::fs::statfs(path).map_err(io::Error::from))?.f_type as u64;
     Ok(match kind & 0xffff_ffff {
-        0x0102_1994 | 0x8584_58f6 => Lies::Memory,
-        0xef53 | 0x5846_5342 => Lies::Disk,
-        _ => Lies::Elsewhere,
+        0x0102_1994 | 0x8584_58f6 => FileSystem::Memory,
+        0xef53 | 0x5846_5342 => FileSystem::Disk,
+        _ => FileSystem::Elsewhere,
     })
 }
 
@@ -76,20 +81,23 @@ pub(super) fn ring_base(settings: &Settings) -> Result<PathBuf, Error> {
         at("cannot make the folder", folder, DirBuilder::new().recursive(true).mode(0o700).create(folder))?;
     } else {
         let shm = PathBuf::from("/dev/shm");
-        let memory =
-            settings.runtime_dir.iter().chain([&shm]).find(|path| lies(path).is_ok_and(|lies| lies == Lies::Memory));
+        let memory = settings
+            .runtime_dir
+            .iter()
+            .chain([&shm])
+            .find(|path| file_system(path).is_ok_and(|kind| kind == FileSystem::Memory));
         if let Some(folder) = memory {
             return Ok(folder.clone());
         }
     }
     let folder = settings.ring.as_ref().unwrap_or(&settings.dir);
-    match lies(folder)? {
-        Lies::Memory => {}
-        Lies::Disk => tracing::warn!(
+    match file_system(folder)? {
+        FileSystem::Memory => {}
+        FileSystem::Disk => tracing::warn!(
             folder = %folder.display(),
             "the rings lie on a disk: when it is slow, redirects may wait for it; name a tmpfs with spool.ring"
         ),
-        Lies::Elsewhere => return Err(Error::RingFolder(folder.clone())),
+        FileSystem::Elsewhere => return Err(Error::RingFolder(folder.clone())),
     }
     Ok(folder.clone())
 }

@@ -11,7 +11,7 @@
 //! | 12 | 2 | core |
 //! | 14 | 2 | 0 |
 //! | 16 | 8 | epoch |
-//! | 24 | 8 | the spool: device and inode of `DATA/spool/lock`, mixed (a copied folder does not own its original's rings) |
+//! | 24 | 8 | the spool: inode of `DATA/spool/lock` and when that was made, mixed (a copied folder does not own its original's rings) |
 //! | 32 | 8 | size of the file |
 //! | 40 | 8 | when it was made, milliseconds since 1970 |
 //! | 64 | 8 | `head`: position behind the last record, written last by the core |

@@ -82,6 +82,8 @@ impl Live {
     /// It is gone, or stays after all.
     pub fn left(&self) {
         self.lock().leaving = None;
+        // The reader that found it leaving took that for the log's end.
+        self.news.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

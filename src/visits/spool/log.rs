@@ -94,6 +94,12 @@ impl Unsynced {
         self.lock().bytes
     }
 
+    /// Whether a sync has failed, and nothing was written anew since.
+    #[must_use]
+    pub fn failed(&self) -> bool {
+        self.lock().failed.is_some()
+    }
+
     /// Syncs what was written until now, the oldest segment first. After a failure everything has to be written again, which
     /// [`Log::write`] does.
     pub fn sync(&self) -> io::Result<()> {
@@ -165,7 +171,7 @@ impl Log {
     /// Whether a sync has failed, and what it was of has to be written again.
     #[must_use]
     pub fn must_write(&self) -> bool {
-        self.anew || self.unsynced.lock().failed.is_some()
+        self.anew || self.unsynced.failed()
     }
 
     /// Appends `pieces` and then `tallies`, in one write, and empties `pieces`. `standing` has a tally of each core as it
@@ -228,6 +234,7 @@ impl Log {
         self.number += 1;
         let mut again = VecDeque::new();
         if self.anew {
+            self.trim();
             self.current = None;
             again = self.unsynced.abandon();
         }

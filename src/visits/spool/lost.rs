@@ -59,5 +59,9 @@ pub fn read(dir: &Path) -> io::Result<BTreeMap<u64, Vec<Range>>> {
         Err(error) => return Err(error),
     };
     let lines = bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Short>(line).ok());
-    Ok(lines.map(|line| (line.segment, line.sources)).collect())
+    let mut lost = BTreeMap::<_, Vec<_>>::new();
+    for line in lines {
+        lost.entry(line.segment).or_default().extend(line.sources);
+    }
+    Ok(lost)
 }

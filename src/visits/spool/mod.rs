@@ -29,7 +29,7 @@ use log::{Log, Unsynced};
 use read::{Next, Reader, Tally};
 pub use recovery::recover_rings;
 use retain::{Goes, Limits};
-use ring::{About, RingWriter};
+use ring::{About, Counts, RingWriter};
 pub use summary::{Summary, summary};
 
 pub mod copy;
@@ -120,6 +120,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The share of what the log may have that one segment has at most: so that a small disk can let go of some.
 const SEGMENTS_MIN: u64 = 8;
 
+/// The largest ring, 1 GiB, has fewer pieces: only a worker that records on needs more turns to be emptied.
+const SEAL_TURNS_MAX: usize = 4096;
+
 /// The spool of this process.
 #[derive(Debug)]
 pub struct Spool {
@@ -140,6 +143,8 @@ struct Threads {
 #[derive(Debug)]
 struct Shared {
     settings: Settings,
+    /// Of each core, while its thread may be stuck in a write.
+    counts: Vec<Counts>,
     disk: Arc<dyn Disk>,
     live: Arc<Live>,
     unsynced: Arc<Unsynced>,
@@ -152,18 +157,14 @@ struct State {
     figures: Figures,
     /// Everything before it is stored.
     stored: Place,
+    /// The first that was said of it: segments before were stored by earlier starts, nobody knows when.
+    found_stored: Option<u64>,
     /// Since when each segment is.
     stored_at: BTreeMap<u64, UnixMillis>,
-    copy_stops: Option<Stop>,
-    sync_stops: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stop {
-    /// Once the rings are empty.
-    Sealed,
-    /// Now: the next start finds what is left.
-    Dropped,
+    /// The last sync failed.
+    sync_fails: bool,
+    /// Both threads end: what is left in the rings is for whoever stops them.
+    stops: bool,
 }
 
 /// How the spool stands.
@@ -177,7 +178,7 @@ pub struct Figures {
     pub segments: u64,
     /// What a loss of power would cost.
     pub unsynced_bytes: u64,
-    /// Since when the log cannot be written.
+    /// Since when the log cannot be written or synced.
     pub failing_since: Option<UnixMillis>,
     /// Visits that this process gave up because the log was full.
     pub given_up: u64,
@@ -207,25 +208,23 @@ impl Spool {
         let _ = retain::reserve_line(dir);
         let rings = RingFolder::make(&base, epoch)?;
         let named = left.into_iter().chain([rings.path.clone()]).collect();
-        at("cannot write", dir, folder::write_rings(dir, &named, &*disk))?;
-        let mut writers = Vec::new();
-        let mut copiers = Vec::new();
-        for core in 0..settings.cores {
-            let about = About { source: Source { epoch, core }, spool, made_at: now };
-            let path = rings.path.join(format!("core-{core}.ring"));
-            let (writer, reader) = at(
-                "no room or no right for the ring (spool.ring names its folder, spool.ring_size its size):",
-                &path,
-                ring::create(&path, settings.ring_bytes, &about),
-            )?;
-            writers.push(writer);
-            copiers.push(Copier::new(reader, Next::default()));
+        if let Err(error) = folder::write_rings(dir, &named, &*disk) {
+            // What the file named before, it still does.
+            tracing::warn!(
+                dir = %dir.display(), %error,
+                "where the rings lie could not be written down: leave spool.ring as it is until the next start"
+            );
         }
-
+        let about = About { source: Source { epoch, core: 0 }, spool, made_at: now };
+        let (writers, copiers) = make_rings(settings, &rings.path, &about).inspect_err(|_| {
+            // They would hold memory until somebody looks.
+            let _ = fs::remove_dir_all(&rings.path);
+        })?;
         let live = Arc::new(Live::new(number));
         let unsynced = Arc::new(Unsynced::new(Arc::clone(&disk), dir.clone()));
         let shared = Shared {
             settings: settings.clone(),
+            counts: copiers.iter().map(Copier::counts).collect(),
             disk,
             live: Arc::clone(&live),
             unsynced: Arc::clone(&unsynced),
@@ -273,35 +272,35 @@ impl Spool {
 
     /// Everything before `place` is stored. It may go back, after a failover of the store.
     pub fn stored(&self, place: Place) {
-        self.shared.lock().stored = place;
+        let mut state = self.shared.lock();
+        state.found_stored = state.found_stored.or(Some(place.segment));
+        state.stored = place;
     }
 
     #[must_use]
     pub fn figures(&self) -> Figures {
         let unsynced_bytes = self.shared.unsynced.bytes() as u64;
-        Figures { unsynced_bytes, ..self.shared.lock().figures.clone() }
+        let cores = self.shared.counts.iter().map(|counts| copy::tally(counts.source, counts.figures())).collect();
+        Figures { cores, unsynced_bytes, ..self.shared.lock().figures.clone() }
     }
 
-    /// Copies what is left in the rings, syncs, ends both threads, and removes the rings if the log has all that was in
-    /// them. Nothing may be recorded any more. A second call does nothing.
+    /// Ends both threads, copies what is left in the rings, syncs, and removes the rings if the log has all that was in
+    /// them and nobody can record any more: what a worker that hangs still holds stays. A second call does nothing.
     pub fn seal(&self) {
         let Some(Threads { copy, sync, rings }) = self.threads.lock().expect("nobody panics with it").take() else {
             return;
         };
-        self.shared.lock().copy_stops = Some(Stop::Sealed);
-        let copying = copy.join();
-        self.shared.stop_sync();
-        let synced = sync.join();
+        self.shared.stop();
+        let (copying, synced) = (copy.join(), sync.join());
         let (Ok(mut copying), Ok(())) = (copying, synced) else {
             tracing::error!("a thread of the spool has panicked: its rings stay for the next start");
             return;
         };
-        // What a failed sync was of is written and synced once more.
-        let mut sealed = || match copying.turn(time::now(), true) {
-            Turn::Failed(error) => Err(error),
-            Turn::Nothing | Turn::Copied => self.shared.unsynced.sync(),
-        };
-        match sealed().or_else(|_| sealed()) {
+        match empty(&mut copying, &self.shared.unsynced) {
+            Ok(()) if !copying.is_done() => tracing::error!(
+                folder = %rings.path.display(),
+                "a worker does not end, or a ring is damaged: the rings stay for the next start"
+            ),
             Ok(()) => {
                 copying.log.trim();
                 let removed = fs::remove_dir_all(&rings.path).and_then(|()| {
@@ -323,12 +322,46 @@ impl Spool {
     }
 }
 
+/// The rings of each core in `folder`, which is new: `about` is the first one's.
+fn make_rings(settings: &Settings, folder: &Path, about: &About) -> Result<(Vec<RingWriter>, Vec<Copier>), Error> {
+    let mut writers = Vec::new();
+    let mut copiers = Vec::new();
+    for core in 0..settings.cores {
+        let about = About { source: Source { core, ..about.source }, ..*about };
+        let path = folder.join(format!("core-{core}.ring"));
+        let (writer, reader) = at(
+            "no room or no right for the ring (spool.ring names its folder, spool.ring_size its size):",
+            &path,
+            ring::create(&path, settings.ring_bytes, &about),
+        )?;
+        writers.push(writer);
+        copiers.push(Copier::new(reader, Next::default()));
+    }
+    Ok((writers, copiers))
+}
+
+/// Copies and syncs until nothing is new; what failed once is tried once more.
+fn empty(copying: &mut Copying, unsynced: &Unsynced) -> io::Result<()> {
+    let mut failed = false;
+    let mut left = SEAL_TURNS_MAX;
+    loop {
+        // In this order: there is room for the turn, and nothing is unsynced once it finds nothing.
+        let turn = unsynced.sync().map_or_else(Turn::Failed, |()| copying.turn(time::now(), true));
+        match turn {
+            Turn::Nothing => return Ok(()),
+            Turn::Copied if left > 0 => left -= 1,
+            Turn::Copied => return unsynced.sync(),
+            Turn::Failed(error) if failed => return Err(error),
+            Turn::Failed(_) => failed = true,
+        }
+    }
+}
+
 impl Drop for Spool {
     /// Without [`Spool::seal`]: as if the process had been killed, but that its threads end.
     fn drop(&mut self) {
         let Some(threads) = self.threads.lock().ok().and_then(|mut threads| threads.take()) else { return };
-        self.shared.lock().copy_stops = Some(Stop::Dropped);
-        self.shared.stop_sync();
+        self.shared.stop();
         let _ = threads.copy.join();
         let _ = threads.sync.join();
     }
@@ -339,14 +372,15 @@ impl Shared {
         self.state.lock().expect("nobody panics with it")
     }
 
-    fn stop_sync(&self) {
-        self.lock().sync_stops = true;
+    fn stop(&self) {
+        self.lock().stops = true;
         self.changed.notify_all();
     }
 
     /// The thread that copies.
     fn copy(&self, mut copying: Copying, chunks: &Receiver<Chunk>) -> Copying {
         let mut retry_at = time::monotonic();
+        let mut failing = false;
         loop {
             let turn_at = time::monotonic() + TURN;
             while let Ok(chunk) = chunks.recv_deadline(turn_at) {
@@ -354,42 +388,54 @@ impl Shared {
                     break;
                 }
             }
-            let stop = self.lock().copy_stops;
-            if stop == Some(Stop::Dropped) {
+            if self.lock().stops {
                 return copying;
             }
-            if time::monotonic() < retry_at && stop.is_none() {
-                self.lock().figures.cores = copying.figures();
+            // A failed sync has all of it written anew: not more often than a failed write is tried again.
+            let again = failing || copying.log.must_write();
+            if again && time::monotonic() < retry_at {
+                copying.set_failing(true);
                 continue;
             }
             let turn = copying.turn(time::now(), false);
-            let done = !matches!(turn, Turn::Copied);
-            if matches!(turn, Turn::Failed(_)) {
+            failing = matches!(turn, Turn::Failed(_));
+            if failing || again {
                 retry_at = time::monotonic() + RETRY;
             }
-            self.tell(&turn, copying.figures());
-            if stop == Some(Stop::Sealed) && done {
-                return copying;
-            }
+            self.tell(&turn);
         }
     }
 
-    /// How the cores stand, and whether the log can be written: a line when that changes.
-    fn tell(&self, turn: &Turn, cores: Vec<Tally>) {
+    /// Whether the log can be written and synced: a line when that changes.
+    fn tell(&self, turn: &Turn) {
         let mut state = self.lock();
-        state.figures.cores = cores;
         match (turn, state.figures.failing_since) {
             (Turn::Failed(error), None) => {
                 state.figures.failing_since = Some(time::now());
                 let dir = self.settings.dir.display();
                 tracing::error!(%dir, %error, "the log of visits cannot be written: visits wait in the rings");
             }
-            (Turn::Copied, Some(since)) => {
+            (Turn::Copied, Some(since)) if !state.sync_fails => {
                 state.figures.failing_since = None;
                 let ms = time::now().0.saturating_sub(since.0);
                 tracing::warn!(ms, "the log of visits can be written again");
             }
             _ => {}
+        }
+    }
+
+    /// Syncs what was written, unless it waits to be written anew.
+    fn sync_once(&self) {
+        if self.unsynced.failed() {
+            return;
+        }
+        let synced = self.unsynced.sync();
+        let mut state = self.lock();
+        state.sync_fails = synced.is_err();
+        if let (Err(error), None) = (synced, state.figures.failing_since) {
+            state.figures.failing_since = Some(time::now());
+            let dir = self.settings.dir.display();
+            tracing::error!(%dir, %error, "the log of visits cannot be synced: what is not durable is written anew");
         }
     }
 
@@ -399,11 +445,9 @@ impl Shared {
         let mut retaining = true;
         loop {
             let state = self.lock();
-            let wait = self.changed.wait_timeout_while(state, self.settings.sync, |state| !state.sync_stops);
-            let stops = wait.expect("nobody panics with it").0.sync_stops;
-            if let Err(error) = self.unsynced.sync() {
-                tracing::error!(%error, "a segment of the log could not be synced: it is abandoned, and its visits are written anew");
-            }
+            let wait = self.changed.wait_timeout_while(state, self.settings.sync, |state| !state.stops);
+            let stops = wait.expect("nobody panics with it").0.stops;
+            self.sync_once();
             if stops {
                 return;
             }
@@ -436,7 +480,9 @@ impl Shared {
             let before = state.stored.segment;
             state.stored_at.retain(|number, _| *number < before);
             for segment in segments.iter_mut().filter(|segment| segment.number < before) {
-                segment.stored_at = Some(*state.stored_at.entry(segment.number).or_insert(now));
+                let found = state.found_stored.is_some_and(|found| segment.number < found);
+                let since = if found { segment.changed_at.min(now) } else { now };
+                segment.stored_at = Some(*state.stored_at.entry(segment.number).or_insert(since));
             }
             state.figures.bytes = segments.iter().map(|segment| segment.bytes).sum();
             state.figures.segments = segments.len() as u64;

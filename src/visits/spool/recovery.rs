@@ -15,9 +15,9 @@ use super::copy::Copier;
 use super::disk::Disk;
 use super::live::Live;
 use super::log::{Log, Unsynced};
-use super::read::{self, Item, Next, Reader, Tally};
+use super::read::{self, Block, Item, Next, Reader, Tally};
 use super::ring::{self, RingReader};
-use super::{Epoch, Error, Source, at, disk, folder, lost, segment};
+use super::{Epoch, Error, Source, at, disk, folder, lost, retain, segment};
 use crate::domain::time::UnixMillis;
 
 /// Recovers the rings that `rings` names and those of this spool in `base`; says what became of them. The folders that
@@ -35,6 +35,10 @@ pub(super) fn recover(
         let _ = disk.remove(&dir.join(segment::name(*number)));
     }
     let there = at("cannot read", dir, read::segments(dir))?;
+    for number in &there {
+        // What cannot be given back is counted all the same.
+        let _ = retain::trim(&dir.join(segment::name(*number)));
+    }
     let next = there.last().max(lost.keys().next_back()).map_or(1, |last| last + 1);
     let named = at("cannot read", dir, folder::read_rings(dir))?;
     let mut all = named;
@@ -53,6 +57,7 @@ pub(super) fn recover(
             }
             Recovered::Foreign { folder } => {
                 tracing::warn!(folder = %folder.display(), "rings of another spool are left alone: this folder is a copy");
+                left.insert(folder);
             }
             Recovered::Failed { folder, error } => {
                 tracing::error!(folder = %folder.display(), %error, "rings of an earlier start cannot be recovered: they stay for the next one");
@@ -139,7 +144,8 @@ fn one(
         let path = entry?.path();
         match ring::open(&path) {
             Ok(ring) => epochs.entry(ring.about().source.epoch).or_default().push((path, ring)),
-            Err(_) if ring::is_unfinished(&path) => {}
+            // A start that found no room for it, or was killed while it was made.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
             Err(error) => failed = Some(error),
         }
     }
@@ -163,12 +169,17 @@ fn append(
     next: &mut u64,
     now: UnixMillis,
 ) -> io::Result<u64> {
+    sync(dir, epoch, &**disk)?;
     let logged = logged(dir, epoch)?;
-    let mut copiers = Vec::new();
+    let (mut copiers, mut known) = (Vec::new(), Vec::new());
     for (path, ring) in rings {
         let tail = tail(&path)?;
-        let next = logged.get(&ring.about().source).copied().filter(|next| next.number >= tail.number);
-        copiers.push(Copier::new(ring, next.unwrap_or(tail)));
+        let source = ring.about().source;
+        let none = Tally { source, appended: 0, visits: 0, ring_full: 0, spool_error: 0, orphans: 0 };
+        let tally = logged.get(&source).copied().unwrap_or(none);
+        let next = Next { number: tally.appended, visits: tally.visits };
+        copiers.push(Copier::new(ring, if next.number < tail.number { tail } else { next }));
+        known.push(tally);
     }
     let mut standing = copiers.iter().map(Copier::tally).collect::<Vec<_>>();
     let unsynced = Arc::new(Unsynced::new(Arc::clone(disk), dir.to_path_buf()));
@@ -179,8 +190,8 @@ fn append(
         let mut pieces = copiers.iter_mut().filter_map(|copier| copier.recover(now)).collect::<Vec<_>>();
         let last = pieces.is_empty();
         records += pieces.iter().map(|piece| u64::from(piece.count)).sum::<u64>();
-        let tallies = if last { copiers.iter().map(Copier::tally_of_ring).collect() } else { Vec::new() };
-        if last && records == 0 && tallies.iter().all(|tally| stands(&standing, tally)) {
+        let tallies = if last { copiers.iter().map(Copier::tally_of_ring).collect::<Vec<_>>() } else { Vec::new() };
+        if last && records == 0 && tallies == known {
             break Ok(());
         }
         if let Err(error) = log.write(&mut pieces, &tallies, &standing, now).and_then(|()| unsynced.sync()) {
@@ -197,32 +208,47 @@ fn append(
     result.map(|()| records)
 }
 
-fn stands(standing: &[Tally], tally: &Tally) -> bool {
-    let same = |other: &&Tally| other.source == tally.source;
-    standing.iter().find(same).is_some_and(|other| (other.appended, other.visits) == (tally.appended, tally.visits))
+/// What a killed start wrote and had not synced lasts now: its rings, which have it no more, are not asked again.
+fn sync(dir: &Path, epoch: Epoch, disk: &dyn Disk) -> io::Result<()> {
+    for number in of_epoch(dir, epoch)? {
+        disk.sync(&File::open(dir.join(segment::name(number)))?)?;
+    }
+    disk.sync_folder(dir)
 }
 
-/// Where the log stands, by the last segments of the epoch. Each begins with a tally of every core.
-fn logged(dir: &Path, epoch: Epoch) -> io::Result<BTreeMap<Source, Next>> {
-    let numbers = read::segments(dir)?;
-    let of_epoch = |number: &&u64| read::header(dir, **number).is_some_and(|header| header.epoch == epoch);
-    let last = numbers.iter().rev().filter(of_epoch).take(SEGMENTS_READ_MAX).collect::<Vec<_>>();
-    let (Some(first), Some(last)) = (last.last(), last.first()) else { return Ok(BTreeMap::new()) };
+/// The segments of an epoch, in order.
+fn of_epoch(dir: &Path, epoch: Epoch) -> io::Result<Vec<u64>> {
+    let mut numbers = read::segments(dir)?;
+    numbers.retain(|number| read::header(dir, *number).is_some_and(|header| header.epoch == epoch));
+    Ok(numbers.into_iter().collect())
+}
+
+/// How each core stands in the log, by the last segments of the epoch. Each begins with a tally of every core.
+fn logged(dir: &Path, epoch: Epoch) -> io::Result<BTreeMap<Source, Tally>> {
+    let numbers = of_epoch(dir, epoch)?;
+    let Some(last) = numbers.last() else { return Ok(BTreeMap::new()) };
     let mut reader = Reader::open(dir)?;
-    reader.seek(**first);
-    let mut sources = BTreeSet::new();
+    reader.seek(numbers[numbers.len().saturating_sub(SEGMENTS_READ_MAX)]);
+    let mut tallies = BTreeMap::new();
     while let Some(item) = reader.next()? {
-        sources.extend(match item {
-            Item::Records(block) => [block.source],
-            Item::Tally(tally) => [tally.source],
-            Item::Gap { source, .. } => [source],
-        });
-        if reader.place().segment > **last {
+        let source = match item {
+            Item::Tally(tally) => {
+                tallies.insert(tally.source, tally);
+                tally.source
+            }
+            Item::Records(Block { source, .. }) | Item::Gap { source, .. } => source,
+        };
+        let none = Tally { source, appended: 0, visits: 0, ring_full: 0, spool_error: 0, orphans: 0 };
+        let tally = tallies.entry(source).or_insert(none);
+        if let Some(next) = reader.next_of(source) {
+            (tally.appended, tally.visits) = (next.number, next.visits);
+        }
+        if reader.place().segment > *last {
             break;
         }
     }
-    let of_epoch = sources.into_iter().filter(|source| source.epoch == epoch);
-    Ok(of_epoch.filter_map(|source| Some((source, reader.next_of(source)?))).collect())
+    tallies.retain(|source, _| source.epoch == epoch);
+    Ok(tallies)
 }
 
 /// The number at a ring's tail, and the visits before it: all that the core had counted but for those that are left.

@@ -5,9 +5,9 @@
 //! At its limit: what may not go stays, even beyond `spool.max_bytes`.
 
 use std::collections::HashMap;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::FallocateFlags;
@@ -22,12 +22,16 @@ use crate::visits::Dropped;
 
 /// Of a line without counts of links: some sources of many, with their numbers.
 const LINE_ROOM_BYTES: u64 = 64 << 10;
+/// What file systems round a file's end up to, and more.
+const TRIM_STEP_BYTES: u64 = 64 << 10;
 
 /// A segment of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     pub number: u64,
+    /// Of the disk: with what is reserved for it.
     pub bytes: u64,
+    pub changed_at: UnixMillis,
     /// Since when all of it is known to be stored.
     pub stored_at: Option<UnixMillis>,
 }
@@ -99,10 +103,28 @@ pub fn scan(dir: &Path) -> io::Result<Vec<Segment>> {
         let Some(number) = entry.file_name().to_str().and_then(segment::number) else { continue };
         // It may have gone just now.
         let Ok(about) = entry.metadata() else { continue };
-        segments.push(Segment { number, bytes: about.len(), stored_at: None });
+        let bytes = on_disk(&about).max(about.len());
+        let changed_at = UnixMillis(about.mtime() * 1000 + about.mtime_nsec() / 1_000_000);
+        segments.push(Segment { number, bytes, changed_at, stored_at: None });
     }
     segments.sort_unstable_by_key(|segment| segment.number);
     Ok(segments)
+}
+
+/// Bytes of the disk that a file has (stat(2): blocks are of 512 bytes).
+fn on_disk(about: &Metadata) -> u64 {
+    about.blocks() * 512
+}
+
+/// Gives back what a start that was killed had reserved for a segment.
+pub fn trim(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    let about = file.metadata()?;
+    // Not otherwise: it would look as if it were new.
+    if on_disk(&about) > about.len().next_multiple_of(TRIM_STEP_BYTES) {
+        file.set_len(about.len())?;
+    }
+    Ok(())
 }
 
 /// Writes down what goes with a segment, synced, and removes it. `lost_to` is up to where each source was given up before:
@@ -115,6 +137,12 @@ pub fn give_up(dir: &Path, number: u64, disk: &dyn Disk) -> io::Result<Line> {
         *to = range.to.max(*to);
     }
     let path = dir.join(segment::name(number));
+    if let Some(sources) = before.get(&number) {
+        // Its line was written, and then its sync failed, or the removal.
+        disk.sync(&File::open(dir.join(lost::NAME))?)?;
+        disk.remove(&path)?;
+        return Ok(Line { segment: number, sources: sources.clone(), ..Line::default() });
+    }
     let mut line = line_of(number, &fs::read(&path)?, |range| lost_to.get(&range.source()).copied().unwrap_or(0));
     let name = dir.join(lost::NAME);
     let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&name)?;

@@ -14,8 +14,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use super::format::{
     KIND_ORPHAN, PAD, RECORD_BYTES_MAX, RING_HEADER_BYTES, RING_MAGIC, STRING_BYTES_MAX, STRINGS_SHARE, VERSION,
@@ -54,7 +54,7 @@ const FAILING: usize = 26;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct About {
     pub source: Source,
-    /// Device and inode of the spool's lock, mixed.
+    /// Which spool's, as `format` says.
     pub spool: u64,
     pub made_at: UnixMillis,
 }
@@ -112,20 +112,30 @@ pub fn create(path: &Path, size: u64, about: &About) -> io::Result<(RingWriter, 
         generation: 1,
         strings_end: 0,
         left_at: [0; 2],
+        alive: Arc::default(),
     };
-    Ok((writer, RingReader { shared, about: *about, next: Next::default(), counted: 0, found: Found::default() }))
+    let (next, found, alive) = (Next::default(), Found::default(), Arc::downgrade(&writer.alive));
+    Ok((writer, RingReader { shared, about: *about, next, counted: 0, found, writer: alive }))
 }
 
-/// The ring that an earlier start left; `InvalidData` where it is none of this version.
+/// The ring that an earlier start left; `InvalidData` where it is none of this version, `UnexpectedEof` where it was never
+/// made whole, and so has nothing.
 pub fn open(path: &Path) -> io::Result<RingReader> {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, format!("{} is no ring: {what}", path.display()));
     let file: File = OpenOptions::new().read(true).write(true).open(path)?;
     let size = file.metadata()?.len();
-    if size < RING_BYTES_MIN || !size.is_multiple_of(SIZE_STEP_BYTES) {
+    let unfinished = || Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the ring was never made whole"));
+    if size < RING_BYTES_MIN {
+        return unfinished();
+    }
+    if !size.is_multiple_of(SIZE_STEP_BYTES) {
         return Err(invalid("its size is none of a ring"));
     }
     let bytes = usize::try_from(size).map_err(io::Error::other)?;
     let shared = Shared::new(Map::of(&file, bytes)?, bytes);
+    if shared.load(MAGIC) == 0 {
+        return unfinished(); // it is written last
+    }
     if shared.load(MAGIC) != u64::from_le_bytes(RING_MAGIC) {
         return Err(invalid("it does not begin as one"));
     }
@@ -148,17 +158,10 @@ pub fn open(path: &Path) -> io::Result<RingReader> {
         return Err(invalid("its header is damaged"));
     }
     let counted = shared.load(VISITS) + shared.load(ORPHANS);
-    let mut reader = RingReader { shared: Arc::new(shared), about, next, counted, found: Found::default() };
+    let (shared, found, writer) = (Arc::new(shared), Found::default(), Weak::new());
+    let mut reader = RingReader { shared, about, next, counted, found, writer };
     reader.find_next();
     Ok(reader)
-}
-
-/// Whether a start was killed before it had made this ring: it does not begin as anything yet, and nothing was recorded.
-#[must_use]
-pub fn is_unfinished(path: &Path) -> bool {
-    let mut begin = [0; WORD_BYTES];
-    let read = File::open(path).and_then(|mut file| file.read(&mut begin));
-    read.is_ok_and(|count| count == 0 || (count == WORD_BYTES && begin == [0; WORD_BYTES]))
 }
 
 /// The mapping, and where its parts lie, in words.
@@ -209,6 +212,17 @@ impl Shared {
     fn record_word(&self, offset: u64, index: usize) -> usize {
         self.records_at + offset as usize / WORD_BYTES + index
     }
+
+    fn figures(&self, found: Found) -> Figures {
+        let visits = self.load(VISITS) + found.visits;
+        Figures {
+            appended: visits + self.load(ORPHANS) + found.orphans,
+            visits,
+            ring_full: self.load(RING_FULL),
+            spool_error: self.load(SPOOL_ERROR),
+            orphans: self.load(ORPHANS_LEFT_OUT),
+        }
+    }
 }
 
 /// A core's end of its ring.
@@ -227,6 +241,8 @@ pub struct RingWriter {
     strings_end: usize,
     /// Position behind every record that may use a string of the half, since it is no longer in use.
     left_at: [u64; 2],
+    /// Its reader sees when it goes.
+    alive: Arc<()>,
 }
 
 impl RingWriter {
@@ -353,6 +369,21 @@ pub struct RingReader {
     /// Records that the header had counted when the ring was opened.
     counted: u64,
     found: Found,
+    writer: Weak<()>,
+}
+
+/// How a core stands, for whoever asks and whenever: it reads the ring's header.
+#[derive(Debug)]
+pub struct Counts {
+    pub source: Source,
+    shared: Arc<Shared>,
+}
+
+impl Counts {
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        self.shared.figures(Found::default())
+    }
 }
 
 /// The record that is read next.
@@ -442,14 +473,19 @@ impl RingReader {
 
     #[must_use]
     pub fn figures(&self) -> Figures {
-        let visits = self.shared.load(VISITS) + self.found.visits;
-        Figures {
-            appended: visits + self.shared.load(ORPHANS) + self.found.orphans,
-            visits,
-            ring_full: self.shared.load(RING_FULL),
-            spool_error: self.shared.load(SPOOL_ERROR),
-            orphans: self.shared.load(ORPHANS_LEFT_OUT),
-        }
+        self.shared.figures(self.found)
+    }
+
+    /// The same for others.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        Counts { source: self.about.source, shared: Arc::clone(&self.shared) }
+    }
+
+    /// Whether there is somebody who may still record.
+    #[must_use]
+    pub fn has_writer(&self) -> bool {
+        self.writer.strong_count() > 0
     }
 
     /// Whether visits that find no room are counted as `spool_error` from now on.
@@ -837,7 +873,9 @@ mod tests {
         for (nth, other) in others.iter().enumerate() {
             let path = f.folder.path().join("other");
             std::fs::write(&path, other).unwrap();
-            assert_eq!(open(&path).unwrap_err().kind(), io::ErrorKind::InvalidData, "{nth}");
+            let unfinished = nth < 4;
+            let want = if unfinished { io::ErrorKind::UnexpectedEof } else { io::ErrorKind::InvalidData };
+            assert_eq!(open(&path).unwrap_err().kind(), want, "{nth}");
         }
         assert_eq!(create(&f.path(), RING_BYTES_MIN, &ABOUT).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         let small = f.folder.path().join("small");

@@ -186,6 +186,7 @@ pub struct Glance {
     /// A visit of a link, no orphan.
     pub visit: bool,
     pub link: u64,
+    pub at: UnixMillis,
     /// Agent and referrer; 0 = none.
     pub strings: [u32; 2],
 }
@@ -200,7 +201,8 @@ pub fn glance(mut records: &[u8]) -> impl Iterator<Item = Glance> {
         }
         records = records.get(len..)?;
         let strings = [u32_at(head, 32), u32_at(head, 36)];
-        Some(Glance { len, visit: head[6] != KIND_ORPHAN, link: u64_at(head, 8), strings })
+        let at = UnixMillis((u64_at(head, 16) & ((1 << 48) - 1)).cast_signed());
+        Some(Glance { len, visit: head[6] != KIND_ORPHAN, link: u64_at(head, 8), at, strings })
     })
 }
 

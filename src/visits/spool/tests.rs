@@ -1,6 +1,6 @@
 //! The spool against a disk that fails, a power cut, damage, and other processes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::ops::Range;
@@ -20,7 +20,7 @@ use super::read::{Item, Next, Reader};
 use super::record::{self, Record, RequestId};
 use super::retain::{self, Goes, Limits, Segment};
 use super::ring::{self, About, RingWriter};
-use super::{Epoch, Error, Place, Settings, Source, Spool};
+use super::{Epoch, Error, Place, Settings, Source, Spool, folder, recovery};
 use crate::domain::time::UnixMillis;
 use crate::visits::Dropped;
 
@@ -381,7 +381,7 @@ fn corrupted() {
 fn what_goes() {
     const fn segment(number: u64, stored_at: i64) -> Segment {
         let stored_at = if stored_at < 0 { None } else { Some(UnixMillis(stored_at)) };
-        Segment { number, bytes: 10, stored_at }
+        Segment { number, bytes: 10, changed_at: NOW, stored_at }
     }
     fn check(segments: &[Segment], limits: Limits, expected: &[Goes]) {
         assert_eq!(retain::decide(segments, &limits, UnixMillis(1000)), expected, "{segments:?} {limits:?}");
@@ -454,6 +454,13 @@ impl Folders {
         (spool, Cores { writers, epoch: Epoch(epoch), written: BTreeMap::new() })
     }
 
+    /// A start in which nothing happens.
+    fn seal(&self, epoch: u64) {
+        let (spool, cores) = self.open(epoch, 1);
+        drop(cores);
+        spool.seal();
+    }
+
     fn rings(&self) -> usize {
         fs::read_dir(self.memory.path()).unwrap().count()
     }
@@ -470,6 +477,7 @@ fn starts_that_are_killed_leave_everything_to_the_next() {
             cores.append(&mut chance);
         }
         if sealed {
+            cores.writers.clear();
             spool.seal();
             spool.seal();
             assert_eq!(place.rings(), 0);
@@ -488,13 +496,14 @@ fn starts_that_are_killed_leave_everything_to_the_next() {
 #[test]
 fn a_folder_has_one_process() {
     let place = Folders::new();
-    let (first, _cores) = place.open(1, 1);
+    let (first, cores) = place.open(1, 1);
     let error = Spool::open(&place.settings(1), NOW, Epoch(2)).unwrap_err();
     assert!(matches!(&error, Error::InUse(dir) if *dir == place.settings(1).dir), "{error}");
     assert_eq!(super::summary(&place.settings(1).dir).unwrap().rings.len(), 1);
+    drop(cores);
     first.seal();
     drop(first);
-    place.open(3, 1).0.seal();
+    place.seal(3);
 }
 
 #[test]
@@ -510,9 +519,9 @@ fn a_copied_folder_leaves_its_originals_rings_alone() {
         let path = entry.unwrap().path();
         fs::copy(&path, copy.settings(1).dir.join(path.file_name().unwrap())).unwrap();
     }
-    copy.open(2, 1).0.seal();
+    copy.seal(2);
     assert_eq!(original.rings(), rings);
-    original.open(3, 1).0.seal();
+    original.seal(3);
     assert_eq!(original.rings(), 0);
     let had = read_all(&mut Reader::open(&original.settings(1).dir).unwrap(), &cores.written);
     assert_eq!(had.records.len(), cores.written.len());
@@ -550,4 +559,119 @@ fn read_all_but_holes(reader: &mut Reader) -> usize {
         }
     }
     records
+}
+
+/// A spool whose disk fails or not, whose log is full of what was not synced, or not: all that was recorded is in the log
+/// after it is sealed, or the rings stay and the next start has it.
+#[test]
+fn sealing_leaves_nothing_behind() {
+    // Nothing; a write, which is tried twice; a sync, which is too; all but the first.
+    for (fails, rounds) in [(0..0, 1), (0..0, 40), (2..3, 40), (3..4, 40), (1..10_000, 40)] {
+        let folders = tempfile::tempdir().unwrap();
+        let disk = Faulty::new(0..0, None);
+        let (mut cores, copiers) = rings(folders.path(), Epoch(7));
+        let (log, unsynced) = log(folders.path(), Arc::clone(&disk) as Arc<dyn Disk>, Epoch(7), 1);
+        let mut copying = Copying::new(log, copiers);
+        let mut chance = Chance(3);
+        for _ in 0..rounds {
+            cores.append(&mut chance);
+        }
+        disk.0.lock().unwrap().fails = fails.clone();
+        let emptied = super::empty(&mut copying, &unsynced);
+        assert!(!copying.is_done(), "somebody may still record");
+        cores.writers.clear();
+        assert_eq!(emptied.is_ok(), fails.len() < 2, "{fails:?}");
+        assert!(copying.is_done() || emptied.is_err());
+        let had = read_all(&mut Reader::open(folders.path()).unwrap(), &cores.written);
+        assert!(had.records.len() == cores.written.len() || emptied.is_err(), "{fails:?}");
+        assert_eq!(had.gaps, []);
+    }
+}
+
+#[test]
+fn a_worker_that_hangs_keeps_its_rings() {
+    let place = Folders::new();
+    let (spool, mut cores) = place.open(1, 2);
+    spool.seal();
+    cores.append(&mut Chance(1));
+    drop(spool);
+    assert_eq!(place.rings(), 1);
+    place.seal(2);
+    assert_eq!(place.rings(), 0);
+    let had = read_all(&mut Reader::open(&place.settings(1).dir).unwrap(), &cores.written);
+    assert_eq!(had.records.len(), cores.written.len());
+}
+
+#[test]
+fn rings_that_were_never_made_whole_hold_nothing_up() {
+    for (name, bytes) in [("core-0.ring", 0), ("core-0.ring", 100), ("core-1.ring", 64 << 10)] {
+        let place = Folders::new();
+        let (spool, cores) = place.open(1, 1);
+        drop((spool, cores));
+        let made = place.memory.path().join(format!("waypost-{:016x}", 1));
+        File::create(made.join(name)).unwrap().set_len(bytes).unwrap();
+        place.seal(2);
+        assert_eq!(place.rings(), 0, "{name} {bytes}");
+    }
+    // What this start cannot make goes at once.
+    let place = Folders::new();
+    let settings = Settings { ring_bytes: 1, ..place.settings(2) };
+    Spool::open(&settings, NOW, Epoch(1)).unwrap_err();
+    assert_eq!(place.rings(), 0);
+}
+
+/// A start was killed before it synced; the next one recovers its rings, which go, and then the power is cut.
+#[test]
+fn what_a_recovery_relied_on_outlasts_a_power_cut() {
+    let mut chance = Chance(6);
+    for _ in 0..20 {
+        let (dir, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let disk = Faulty::new(0..0, None);
+        let shared = Arc::clone(&disk) as Arc<dyn Disk>;
+        let (mut cores, copiers) = rings(memory.path(), Epoch(7));
+        let (log, _unsynced) = log(dir.path(), Arc::clone(&shared), Epoch(7), 1);
+        let mut copying = Copying::new(log, copiers);
+        for _ in 0..30 {
+            cores.append(&mut chance);
+            assert!(!matches!(copying.turn(NOW, false), Turn::Failed(_)));
+        }
+        cores.writers[0].leave_out_orphan();
+        folder::write_rings(dir.path(), &BTreeSet::from([memory.path().into()]), &*disk).unwrap();
+        recovery::recover(dir.path(), None, 1, &shared, NOW).unwrap();
+        assert!(!memory.path().exists());
+        disk.cut_power(&mut chance);
+        let had = read_all(&mut Reader::open(dir.path()).unwrap(), &cores.written);
+        assert_eq!((had.records.len(), had.gaps.len()), (cores.written.len(), 0));
+        let summary = super::summary(dir.path()).unwrap();
+        assert_eq!(summary.tallies.values().map(|tally| tally.orphans).sum::<u64>(), 1, "counted before the kill");
+    }
+}
+
+#[test]
+fn giving_up_again_loses_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Faulty::new(0..0, None);
+    let (_cores, _copying, _, _) = history(dir.path(), &disk, 1);
+    let path = dir.path().join(super::segment::name(2));
+    let whole = fs::read(&path).unwrap();
+    let first = retain::give_up(dir.path(), 2, &*disk).unwrap();
+    fs::write(&path, whole).unwrap();
+    let again = retain::give_up(dir.path(), 2, &*disk).unwrap();
+    assert!(!first.sources.is_empty() && !path.exists());
+    assert_eq!(again.sources, first.sources);
+    assert_eq!(super::lost::read(dir.path()).unwrap()[&2], first.sources);
+}
+
+#[test]
+fn what_a_killed_start_had_reserved_is_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(super::segment::name(1));
+    let file = Kernel.create(&path, 1 << 20).unwrap();
+    Kernel.append(&file, &[1; 100]).unwrap();
+    let before = retain::scan(dir.path()).unwrap();
+    retain::trim(&path).unwrap();
+    let after = retain::scan(dir.path()).unwrap();
+    assert!(before[0].bytes >= 1 << 20, "what is reserved counts: {before:?}");
+    assert!(after[0].bytes < 64 << 10, "{after:?}");
+    assert_eq!(fs::read(&path).unwrap(), [1; 100]);
 }
