@@ -406,10 +406,13 @@ impl Running {
     /// Until it has nothing to do.
     fn drain(&mut self) {
         let mut steps_left = 10_000;
-        while self.action != Action::Listen {
+        loop {
             self.step();
             steps_left -= 1;
             assert!(steps_left > 0, "it does not end: {:?}", self.state);
+            if self.action == Action::Listen {
+                break;
+            }
         }
     }
 
@@ -532,7 +535,9 @@ fn check(setup: &Setup, steps: &[Step], texts: &RefCell<Vec<(Agents, Referrers)>
             Step::Damage(which) => disk.damage(*which),
             Step::Retain => disk.retain(writers[0].delivery.resume),
         }
-        writers.iter().for_each(|writer| drop(writer.pending(&disk)));
+        for writer in &writers {
+            writer.pending(&disk);
+        }
     }
 
     // Everything answers again. What a store lost behind a pooler is noticed by a start at the latest.
