@@ -22,8 +22,9 @@ use crate::domain::time::UnixMillis;
 use crate::domain::visit::Class;
 use crate::stats::rollup::{self, DAY_MS, Rollup};
 
-/// Rows of one batch.
-pub const ROWS_MAX: usize = 100_000;
+/// Rows of one batch. The more, the fewer rows of rollups a visit costs: 100,000 links by Zipf's law are 0.28 of them a visit in
+/// batches of 100,000 and 0.2 in these.
+pub const ROWS_MAX: usize = 250_000;
 
 /// One transaction.
 #[derive(Debug, Default)]

@@ -2,6 +2,7 @@
 //! says which of them.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -13,7 +14,8 @@ use waypost::stats::rollup::{self, DAY_MS, Day};
 use waypost::stats::sketch::Sketch;
 use waypost::store;
 use waypost::store::postgres::{MIGRATIONS, grants, migrate};
-use waypost::visits::batch::{Batch, Orphan, Range, RequestId, Row};
+use waypost::visits::agents::Agent;
+use waypost::visits::batch::{Batch, Orphan, Range, Referrer, RequestId, Row};
 use waypost::visits::sink::postgres::Postgres;
 use waypost::visits::sink::{Failure, Settings};
 use waypost::visits::spool::read::Tally;
@@ -220,6 +222,54 @@ fn what_breaks() {
         assert_eq!(trial.position(&mut sink), (10, 10, Drops::default()), "{name}");
         assert_eq!(trial.clicks(), 10, "{name}");
     }
+}
+
+/// They are told by themselves: another instance that meets the same agent does not wait for a batch, and one that is refused
+/// is its row's.
+#[test]
+fn texts_of_a_batch() {
+    let trial = Trial::new();
+    let mut sink = trial.sink(Statements::Prepared);
+    let agent = |id, text: &str| {
+        let (browser, os) = ("curl".into(), String::new());
+        Arc::new(Agent { id, text: text.into(), class: Class::Tool, browser, os, device: "other" })
+    };
+    let mut elsewhere = batch(3, 4, today());
+    elsewhere.agents = vec![agent(-5, "curl/8"), agent(7, "curl/9")];
+    elsewhere.referrers =
+        vec![Arc::new(Referrer { id: 9, text: "https://a.example/x".into(), host: "a.example".into() })];
+    assert_eq!(trial.store(&mut sink, &elsewhere), Err(Failure::Moved));
+    assert_eq!(trial.database.sql("SELECT string_agg(text, ' ' ORDER BY id) FROM agents"), "curl/8 curl/9");
+    assert_eq!(trial.database.sql("SELECT id, text, host FROM referrers"), "9|https://a.example/x|a.example");
+    trial.database.sql("ALTER TABLE agents ADD CONSTRAINT odd CHECK (text <> 'odd') NOT VALID");
+    let mut odd = batch(0, 1, today());
+    odd.agents = vec![agent(11, "odd")];
+    let refused = trial.store(&mut sink, &odd);
+    assert!(matches!(&refused, Err(Failure::Refused(why)) if why.contains("odd")), "{refused:?}");
+    trial.store(&mut sink, &batch(0, 1, today())).unwrap();
+    assert_eq!(trial.clicks(), 1);
+}
+
+/// It would refuse what some visitor's browser says, and with it everything.
+#[test]
+fn a_database_without_every_character() {
+    let trial = Trial::new();
+    let name = trial.database.sql("SELECT current_database()");
+    let latin = format!("{name}_latin");
+    let shared = postgres::Postgres::shared();
+    shared.sql(&format!("CREATE DATABASE {latin} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"));
+    let mut settings = trial.settings(Statements::Prepared);
+    settings.url = ServiceUrl::new(settings.url.expose().replace(&name, &latin));
+    settings.migrate_url = Some(ServiceUrl::new(trial.database.owner_url().replace(&name, &latin)));
+    let [migrated, opened] = trial.runtime.block_on(async {
+        let migrated = migrate(&settings).await.map(drop);
+        [migrated, store::postgres::Postgres::open(&settings).unwrap().check_schema().await]
+    });
+    for refused in [migrated, opened] {
+        let why = refused.unwrap_err().to_string();
+        assert!(why.contains("encoding is LATIN1") && why.contains("ENCODING 'UTF8'"), "{why}");
+    }
+    shared.sql(&format!("DROP DATABASE {latin} WITH (FORCE)"));
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub const MIGRATIONS: [Migration; 2] = [
 
 pub(super) const APPLIED: &str = "SELECT number::int8, checksum FROM schema_migrations ORDER BY number";
 
+pub(super) const ENCODING: &str = "SELECT current_setting('server_encoding')";
+
 /// How long another migration, or a table in use, is waited for in all, and at a time.
 const LOCK_WAIT: Duration = Duration::from_secs(60);
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -116,11 +118,23 @@ async fn connect(settings: &config::Postgres) -> Result<Client> {
 }
 
 async fn pending_of(client: &Client) -> Result<&'static [Migration]> {
+    only_utf8(&simple(client, ENCODING).await?)?;
     if simple(client, HAS_MIGRATIONS).await?.is_empty() {
         return Ok(&MIGRATIONS);
     }
     let rows = simple(client, APPLIED).await.map_err(not_ours)?;
     schema::pending(&MIGRATIONS, &rows.iter().map(applied).collect::<Result<Vec<_>>>()?)
+}
+
+/// Of the answer to [`ENCODING`]. Any other encoding refuses what some visitor's browser says, with the batch it is in.
+pub(super) fn only_utf8(rows: &[Row]) -> Result<()> {
+    match rows.first().map(|row| get::<&str>(row, 0)).transpose()? {
+        None | Some("UTF8") => Ok(()),
+        Some(other) => Err(Error::Schema(format!(
+            "the database's encoding is {other}, which does not have every character: choose one that was made with \
+             ENCODING 'UTF8'"
+        ))),
+    }
 }
 
 /// Many programs have a table `schema_migrations`. 42703: a column of [`APPLIED`] is missing in it.

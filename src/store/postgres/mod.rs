@@ -22,6 +22,7 @@ mod links;
 mod listen;
 mod migrate;
 mod moving;
+mod moving_visits;
 mod settings;
 mod stats;
 mod warm;
@@ -189,6 +190,7 @@ impl Postgres {
 
     /// [`Error::Schema`] if the schema is not up to date, or not ours; [`Error::Unavailable`] if nobody answers.
     pub async fn check_schema(&self) -> Result<()> {
+        migrate::only_utf8(&self.inner.one(migrate::ENCODING, &[]).await?)?;
         let rows = self.inner.one(migrate::APPLIED, &[]).await.map_err(migrate::not_ours)?;
         let applied = rows.iter().map(migrate::applied).collect::<Result<Vec<_>>>()?;
         match super::schema::pending(&MIGRATIONS, &applied)? {

@@ -44,6 +44,14 @@ pub struct Position {
     pub drops: Drops,
 }
 
+/// Whether [`Sink::housekeep`] has done all there was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tidied {
+    All,
+    /// Its share of time is over: there is more, for the next rest.
+    Part,
+}
+
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub enum Sink {
@@ -74,8 +82,9 @@ impl Sink {
         }
     }
 
-    /// What has to be done from time to time: partitions ahead, what is too old goes.
-    pub async fn housekeep(&mut self, now: UnixMillis) -> Result<(), Failure> {
+    /// What has to be done from time to time: partitions ahead, what is too old goes. What blocks the writer's thread does
+    /// so for a fraction of a second.
+    pub async fn housekeep(&mut self, now: UnixMillis) -> Result<Tidied, Failure> {
         match self {
             Self::Sqlite(sink) => sink.housekeep(now).await,
             Self::Postgres(sink) => sink.housekeep(now).await,

@@ -27,7 +27,7 @@ use self::state::{Action, Event, Moment, Phase, State};
 use super::Drops;
 use super::batch::{Batch, Builder, Fates, Took};
 use super::dead;
-use super::sink::{Failure, Sink};
+use super::sink::{Failure, Sink, Tidied};
 use super::spool::format::SEGMENT_HEADER_BYTES;
 use super::spool::read::{Item, Reader, Tally};
 use super::spool::recovery::recover_rings;
@@ -136,7 +136,13 @@ async fn run(mut delivery: Delivery, mut orders: watch::Receiver<Option<Instant>
             if let Err(error) = &tidied {
                 tracing::warn!(%error, "the store of visits was not tidied up");
             }
-            tidy_at = time::monotonic() + if tidied.is_ok() { HOUSEKEEPING } else { HOUSEKEEPING_AGAIN };
+            tidy_at = time::monotonic()
+                + match tidied {
+                    Ok(Tidied::All) => HOUSEKEEPING,
+                    // At the next rest: what is to be stored goes first.
+                    Ok(Tidied::Part) => Duration::ZERO,
+                    Err(_) => HOUSEKEEPING_AGAIN,
+                };
         }
         let event = match action {
             Action::Finish => return state.failures,
@@ -395,7 +401,7 @@ impl Delivery {
                 Item::Gap { source, from, to, visits, why } => self.builder.gap(source, from, to, visits, why),
             }
             // At the end of a block, since one that is cut is read twice.
-            if self.builder.len() >= (rows_max / 2).max(1) {
+            if self.builder.len() >= (rows_max - rows_max / 4).max(1) {
                 return Event::Filled;
             }
         }

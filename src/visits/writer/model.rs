@@ -25,7 +25,7 @@ use crate::domain::time::{self, UnixMillis};
 use crate::domain::visit::Class;
 use crate::visits::agents::{Agents, Referrers};
 use crate::visits::batch::{self, Batch, Builder, Fates, Row};
-use crate::visits::sink::{Failure, Position, Sink};
+use crate::visits::sink::{Failure, Position, Sink, Tidied};
 use crate::visits::spool::format::{KIND_CLICK, KIND_HEAD, KIND_ORPHAN, KIND_PREFETCH};
 use crate::visits::spool::read::{Reader, Tally};
 use crate::visits::spool::record::{Encoder, Record, RequestId};
@@ -122,8 +122,8 @@ impl Store {
         Ok(())
     }
 
-    pub fn housekeep(&self, _now: UnixMillis) -> Result<(), Failure> {
-        Ok(())
+    pub fn housekeep(&self, _now: UnixMillis) -> Result<Tidied, Failure> {
+        Ok(Tidied::All)
     }
 }
 

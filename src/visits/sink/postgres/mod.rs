@@ -9,7 +9,15 @@
 //! transaction the server is told to end what it was.
 //!
 //! A batch takes five round trips: begin and judge the positions, begin to copy, copy, add the rollups, commit; two more
-//! with orphans. Rows of links are locked for the last two of them alone, in the order of their keys, so that instances do
+//! with orphans, one more with agents or referrers that are new. Those are told before, each statement a transaction of its
+//! own: another instance that meets the same agent would wait for the whole batch. They are facts: told twice, or without
+//! their batch, they do no harm.
+//!
+//! What the server refuses of a row or of its texts (SQLSTATE 22, 23) is [`Failure::Refused`], so that the writer finds the
+//! row and sets it aside. A rollup is numbers and bytes of ours, no visitor's words: what refuses one would refuse every
+//! row of its link, so that it is [`Failure::Broken`], and nobody's visit is set aside for it.
+//!
+//! Rows of links are locked for the last two of them alone, in the order of their keys, so that instances do
 //! not meet in deadlocks.
 
 mod copy;
@@ -92,7 +100,7 @@ enum Ended {
     Never(Failure),
     /// Before COMMIT was sent.
     Failed(tokio_postgres::Error),
-    /// While the rows were copied.
+    /// While the rows were copied, or their texts told.
     Rows(tokio_postgres::Error),
     /// A position was elsewhere.
     Moved,
@@ -190,6 +198,10 @@ impl Postgres {
 
     /// Up to COMMIT, or to where it fails; then it is still open.
     async fn transaction(&mut self, client: &Client, batch: &Encoded<'_>) -> Result<(), Ended> {
+        let texts = batch.texts();
+        if !texts.is_empty() {
+            self.limited(all(client, &texts)).await.map_err(of_rows)?;
+        }
         let before = batch.before();
         let mut backend = None;
         // Known as soon as it is told, also if what comes behind it waits for a lock.
@@ -235,17 +247,13 @@ impl Postgres {
     /// The statement goes before its transaction does: see the head of this file.
     async fn copy(&self, client: &Client, statement: Option<Statement>, pieces: &[Bytes]) -> Result<(), Ended> {
         let Some(statement) = statement else { return Ok(()) };
-        let rows = |ended| match ended {
-            Ended::Failed(error) => Ended::Rows(error),
-            other => other,
-        };
-        let sink: CopyInSink<Bytes> = self.limited(client.copy_in(&statement)).await.map_err(rows)?;
+        let sink: CopyInSink<Bytes> = self.limited(client.copy_in(&statement)).await.map_err(of_rows)?;
         tokio::pin!(sink);
         for piece in pieces {
             // A row that is refused is told of at the end.
             self.limited(sink.send(piece.clone())).await?;
         }
-        self.limited(sink.as_mut().finish()).await.map_err(rows)?;
+        self.limited(sink.as_mut().finish()).await.map_err(of_rows)?;
         Ok(())
     }
 
@@ -276,6 +284,14 @@ impl Postgres {
 
     async fn limited<T>(&self, wait: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, Ended> {
         Ok(tokio::time::timeout(self.limit, wait).await.map_err(|_| Ended::Silent)??)
+    }
+}
+
+/// It is about rows, or their texts.
+fn of_rows(ended: Ended) -> Ended {
+    match ended {
+        Ended::Failed(error) => Ended::Rows(error),
+        other => other,
     }
 }
 

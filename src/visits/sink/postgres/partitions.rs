@@ -15,7 +15,7 @@ use super::{Ended, Postgres, all, failure, get, why};
 use crate::domain::time::UnixMillis;
 use crate::stats::rollup::{self, DAY_MS, Day};
 use crate::store::postgres::connect::Connector;
-use crate::visits::sink::Failure;
+use crate::visits::sink::{Failure, Tidied};
 
 /// Partitions from today on.
 const DAYS_AHEAD: Day = 4;
@@ -35,7 +35,7 @@ const INDEX: &str = "SELECT index_visit_day($1)";
 impl Postgres {
     /// See [`crate::visits::sink::Sink::housekeep`]. An index is built beside it, on a connection of its own; that it
     /// failed is told by the next call.
-    pub async fn housekeep(&mut self, now: UnixMillis) -> Result<(), Failure> {
+    pub async fn housekeep(&mut self, now: UnixMillis) -> Result<Tidied, Failure> {
         let today = rollup::day(now);
         self.add_days(&(today..today + DAYS_AHEAD).collect::<Vec<_>>()).await?;
         let keep = Day::try_from(self.settings.keep.as_millis() / DAY_MS.unsigned_abs() as u128).unwrap_or(Day::MAX);
@@ -46,7 +46,8 @@ impl Postgres {
                 break;
             }
         }
-        self.index_days(rollup::day(UnixMillis(now.0 - CLOSED_AFTER_MS))).await
+        self.index_days(rollup::day(UnixMillis(now.0 - CLOSED_AFTER_MS))).await?;
+        Ok(Tidied::All)
     }
 
     /// Those that are there stay as they are.
