@@ -386,7 +386,7 @@ mod tests {
     fn orphans_are_recorded_up_to_a_rate() {
         let mut f = fixture(KeptAddress::Truncated);
         let key = Key { domain: DomainId(0), code: Code::parse(b"guess", Case::Sensitive).unwrap() };
-        for (ms, want) in [(0, (100, 50)), (999, (100, 200)), (1000, (200, 250)), (500, (300, 300))] {
+        for (ms, want) in [(0, (100, 50)), (999, (100, 200)), (1000, (200, 250)), (500, (200, 400))] {
             for _ in 0..150 {
                 let at = UnixMillis(AT.0 + ms);
                 f.record(&Visit { of: Of::Orphan(Some(&key)), at, ..visit("203.0.113.7") });
