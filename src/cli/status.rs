@@ -199,6 +199,16 @@ fn visits_as_text(visits: &Value) -> Value {
                 let named: Vec<String> = named.collect();
                 if named.is_empty() { "none".into() } else { named.join(", ").into() }
             }
+            ("earlier", Value::Object(earlier)) => {
+                let is_zero = |value: &Value| match value {
+                    Value::Object(reasons) => reasons.values().all(|count| count == 0),
+                    value => value == 0,
+                };
+                if earlier.values().all(is_zero) {
+                    return None;
+                }
+                visits_as_text(value)
+            }
             ("spool_bytes" | "spool_max_bytes", Value::Number(bytes)) => {
                 HumanBytes(bytes.as_u64().unwrap_or(0)).to_string().into()
             }
@@ -332,6 +342,10 @@ mod tests {
             ],
         );
         check(serde_json::json!({"visits": {"dropped": {"bot": 0}}}), &[["visits dropped", "none"]]);
+        let earlier =
+            |pending: u64| serde_json::json!({"visits": {"earlier": {"dropped": {"bot": 0}, "pending": pending}}});
+        check(earlier(0), &[]);
+        check(earlier(3), &[["visits earlier dropped", "none"], ["visits earlier pending", "3"]]);
         check(
             serde_json::json!({"answers_by_tier": {"hot": 0, "store": 0}}),
             &[["answers by tier hot", "0"], ["answers by tier store", "0"]],

@@ -708,6 +708,30 @@ mod tests {
     }
 
     #[test]
+    fn what_store_and_log_have_both_lost_is_given_up() {
+        let source = Source { epoch: Epoch(1), core: 0 };
+        let settings = Settings { raw: true, bots: Bots::Count };
+        let mut builder = Builder::new(settings, Agents::new(Default::default(), 1), Referrers::new(1));
+        let mut drops = Drops::default();
+        drops[Dropped::Refused as usize] = 1;
+        drops[Dropped::RingFull as usize] = 50;
+        let position = Position { source, next: 10, stored: 6, drops };
+        assert!(!builder.settle(&[position]));
+        assert_eq!(builder.fates_of(source.epoch).sum(), 7);
+        builder.end();
+        assert!(builder.is_empty());
+        assert!(builder.settle(&[Position { next: 4, stored: 3, drops: Drops::default(), ..position }]));
+        assert_eq!(builder.fates_of(source.epoch).sum(), 3);
+        builder.end();
+        let batch = builder.finish();
+        let mut lost = Drops::default();
+        lost[Dropped::FailoverGap as usize] = 4;
+        assert_eq!(batch.ranges, [Range { source, from: 4, to: 10, stored: 0, drops: lost }]);
+        builder.stored(batch);
+        assert_eq!(builder.fates_of(source.epoch).sum(), 7);
+    }
+
+    #[test]
     fn a_record_is_as_long_as_it_says() {
         let mut bytes = [0; 96];
         for (length, expected) in [(40, Some(40)), (96, Some(96)), (104, None), (32, None), (0, None)] {

@@ -22,9 +22,9 @@
 //! | power cut, kernel crash | visits of the last `spool.sync`, one `fdatasync` and 20 ms | nothing can count them: neither `answered` nor stored |
 //! | back hangs, or copies more slowly than visits come, until a ring is full | the visits that find no room in it | `ring_full` |
 //! | the disk of the log fails or is full (a new segment is tried each second), until a ring is full | the same | `spool_error` |
-//! | the store is away until the log has `spool.max_bytes` | the oldest segments that were never sent; per link in `DATA/spool/lost.ndjson` | `spool_full` |
+//! | the store is away until the log has `spool.max_bytes` | the oldest segments that were never sent (those of earlier starts may have been, and stay); per link in `DATA/spool/lost.ndjson` | `spool_full` |
 //! | a segment was damaged on the disk | its records whose checksum is wrong, and what stood behind a broken length | `corrupt` |
-//! | the store lost commits (failover), and their segments are no longer kept (`spool.keep`) | the visits between | `failover_gap` |
+//! | the store lost commits (failover), and their segments are no longer kept (`spool.keep`); or what was damaged stood before the first thing that is read | the visits between | `failover_gap` |
 //! | the store refuses a row (SQLSTATE 22, 23) | its row; the visit lies in `DATA/dead-letters.ndjson` | `refused` |
 //! | `visits.bots = "drop"` | visits of declared bots, on purpose | `bot` |
 //! | a store of visits that cannot be asked for its key at the first start | nothing but distinctness: those visits count for no unique visitor | – |
@@ -82,6 +82,8 @@ impl Counts {
 
 /// Records of codes that lead nowhere, a second and core. Who guesses codes cannot fill the store with them.
 const ORPHANS_PER_SECOND: u32 = 100;
+/// Answers that waited for the store are older than those that did not: only a clock that was set goes back farther.
+const LATE_SECONDS_MAX: i64 = 10;
 /// Back is told where to look when this much is new, or the oldest of it is as old.
 const CHUNK_BYTES: u64 = 64 << 10;
 const CHUNK_MS: i64 = 20;
@@ -179,7 +181,7 @@ impl Spooling {
                 referrer: referrer.id,
                 address: kept(client, self.settings.address),
                 request_id: RequestId::new(visit.request_id),
-                no_agent_room: agent.no_room || referrer.no_room,
+                no_agent_room: agent.no_room,
                 ..plain
             }
         };
@@ -190,7 +192,8 @@ impl Spooling {
 
     fn may_record_orphan(&mut self, at: UnixMillis) -> bool {
         let second = at.0.div_euclid(1000);
-        if self.orphans.0 != second {
+        let last = self.orphans.0;
+        if second > last || second < last - LATE_SECONDS_MAX {
             self.orphans = (second, 0);
         }
         let may = self.orphans.1 < ORPHANS_PER_SECOND;
@@ -316,6 +319,26 @@ mod tests {
     }
 
     #[test]
+    fn orphans_of_a_second_are_limited_in_whichever_order_they_come() {
+        let key = Key { domain: DomainId(4), code: Code::parse(b"no.such", Case::Sensitive).unwrap() };
+        let check = |seconds: &[i64], recorded: u64| {
+            let mut f = fixture(KeptAddress::Truncated);
+            for number in 0..300 {
+                let at = UnixMillis(AT.0 + seconds[number % seconds.len()] * 1000);
+                f.record(&Visit { of: Of::Orphan(Some(&key)), at, ..visit("203.0.113.7") });
+            }
+            let figures = f.reader.figures();
+            assert_eq!((figures.appended, figures.orphans), (recorded, 300 - recorded), "{seconds:?}");
+        };
+        check(&[0], 100);
+        check(&[0, -1], 100);
+        check(&[0, -1, -3], 100);
+        check(&(0..300).collect::<Vec<_>>(), 300);
+        // The clock was set.
+        check(&(0..300).map(|number| -100 * (number / 150)).collect::<Vec<_>>(), 200);
+    }
+
+    #[test]
     fn kinds_and_their_counts() {
         let mut f = fixture(KeptAddress::Truncated);
         let key = Key { domain: DomainId(4), code: Code::parse(b"no.such", Case::Sensitive).unwrap() };
@@ -363,7 +386,7 @@ mod tests {
     fn orphans_are_recorded_up_to_a_rate() {
         let mut f = fixture(KeptAddress::Truncated);
         let key = Key { domain: DomainId(0), code: Code::parse(b"guess", Case::Sensitive).unwrap() };
-        for (ms, want) in [(0, (100, 50)), (999, (100, 200)), (1000, (200, 250)), (500, (300, 300))] {
+        for (ms, want) in [(0, (100, 50)), (999, (100, 200)), (1000, (200, 250)), (500, (200, 400))] {
             for _ in 0..150 {
                 let at = UnixMillis(AT.0 + ms);
                 f.record(&Visit { of: Of::Orphan(Some(&key)), at, ..visit("203.0.113.7") });

@@ -1,7 +1,8 @@
 //! The key that tells visitors apart: a visitor is a keyed hash of the whole address and the agent.
 //!
 //! In: the deployment's key, or a new one each day. Out: a 64-bit hash for each visit, made on its core.
-//! Never: stands on the disk beside visits; lets anybody without the key find out whether an address was here.
+//! Never: goes into a visit, its ring or its log; lets anybody without the key find out whether an address was here.
+//! Where it is kept: [`super::visitor_keys`].
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};

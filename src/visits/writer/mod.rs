@@ -71,9 +71,9 @@ impl Writer {
         let log = Log { dir: dir.to_path_buf(), reader: spool.reader(), spool: Some(spool) };
         let delivery = Delivery::new(settings, log, builder, sink, Arc::clone(&figures));
         let (orders, ordered) = watch::channel(None);
-        let thread = std::thread::Builder::new()
-            .name("waypost-writer".into())
-            .spawn(move || runtime.block_on(run(delivery, ordered, u32::MAX)))?;
+        let thread = std::thread::Builder::new().name("waypost-writer".into()).spawn(move || {
+            runtime.block_on(run(delivery, ordered, u32::MAX));
+        })?;
         Ok(Self { thread, orders, figures })
     }
 
@@ -94,7 +94,7 @@ impl Writer {
 /// What became of a folder's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replayed {
-    /// Visits of links that were stored, and those that were given up, by this replay alone.
+    /// Visits of links that were stored, and those that were given up, since this replay began.
     pub stored: u64,
     pub drops: Drops,
     /// Why it ended before the log did; none = everything is in the store.
@@ -102,7 +102,8 @@ pub struct Replayed {
 }
 
 /// Stores what the spool in `dir` has, of a process that is gone, exactly once: rings that lie beside it are recovered first,
-/// and what the store has already is skipped. A spool that is in use is an error.
+/// and what the store has already is skipped. A spool that is in use at its beginning is an error; one that is opened later
+/// stores the same visits, each of them once.
 pub async fn replay(dir: &Path, settings: Settings, builder: Builder, sink: Sink) -> Result<Replayed, spool::Error> {
     recover_rings(dir, time::now())?;
     let reader =
@@ -111,25 +112,26 @@ pub async fn replay(dir: &Path, settings: Settings, builder: Builder, sink: Sink
     let log = Log { dir: dir.to_path_buf(), reader, spool: None };
     let delivery = Delivery::new(settings, log, builder, sink, Arc::clone(&figures));
     let (_orders, ordered) = watch::channel(Some(time::monotonic() + EVER));
-    run(delivery, ordered, REPLAY_FAILURES_MAX).await;
+    let failures = run(delivery, ordered, REPLAY_FAILURES_MAX).await;
     let Report { earlier: Fates { stored, drops }, away, .. } = figures.report();
-    Ok(Replayed { stored, drops, failed: away.map(|away| away.why) })
+    let raced = (failures >= REPLAY_FAILURES_MAX).then(|| "another process stores the same visits".to_owned());
+    Ok(Replayed { stored, drops, failed: away.map(|away| away.why).or(raced) })
 }
 
-async fn run(mut delivery: Delivery, mut orders: watch::Receiver<Option<Instant>>, failures_max: u32) {
+/// Says how many failures in a row there were at the end.
+async fn run(mut delivery: Delivery, mut orders: watch::Receiver<Option<Instant>>, failures_max: u32) -> u32 {
     let (mut state, mut action) = State::START;
     if let Err(error) = delivery.look_ahead(&orders) {
         tracing::warn!(%error, "what waits of earlier starts is not known until the log is read");
     }
     let mut tidy_at = time::monotonic();
     loop {
-        delivery.figures.phase.set(state.phase as u64);
         let end_by = *orders.borrow_and_update();
         let resting = matches!(action, Action::Sleep { .. } | Action::Listen);
         if resting && state.phase == Phase::Direct && end_by.is_none() && time::monotonic() >= tidy_at {
             let tidied = tokio::select! {
                 tidied = delivery.sink.housekeep(time::now()) => tidied,
-                () = over(&mut orders) => return,
+                () = over(&mut orders) => return state.failures,
             };
             if let Err(error) = &tidied {
                 tracing::warn!(%error, "the store of visits was not tidied up");
@@ -143,7 +145,7 @@ async fn run(mut delivery: Delivery, mut orders: watch::Receiver<Option<Instant>
                 };
         }
         let event = match action {
-            Action::Finish => return,
+            Action::Finish => return state.failures,
             Action::Sleep { until } => {
                 sleep(until.min(end_by.unwrap_or(until)), end_by.is_none(), &mut orders).await;
                 Event::Woken
@@ -158,7 +160,7 @@ async fn run(mut delivery: Delivery, mut orders: watch::Receiver<Option<Instant>
             Action::Ask | Action::Read { .. } | Action::Send | Action::SetAside => tokio::select! {
                 event = delivery.perform(action) => event,
                 // What became of it is in the store's positions.
-                () = over(&mut orders) => return,
+                () = over(&mut orders) => return state.failures,
             },
         };
         let at = Moment {
@@ -408,13 +410,11 @@ impl Delivery {
     async fn send(&mut self) -> Event {
         let rows = self.builder.len();
         let batch = self.builder.finish();
-        let began = time::monotonic();
         let outcome = self.sink.store(&batch).await;
         let now = time::monotonic();
         match outcome {
             Ok(()) => {
                 self.breaker.note(Ok::<(), Failure>(()), now);
-                self.figures.stores(rows, now - began);
                 self.builder.stored(batch);
                 let place = self.cut.take();
                 if let Some(cut) = place {
@@ -487,10 +487,6 @@ impl Delivery {
 pub struct Figures {
     /// Milliseconds since 1970; 0 = none.
     oldest_pending: Counter,
-    phase: Counter,
-    batches: Counter,
-    batch_rows: Counter,
-    batch_ms: Counter,
     books: Mutex<Books>,
     away: Mutex<Option<Away>>,
 }
@@ -515,7 +511,6 @@ pub struct Away {
 /// [`Figures`] at a moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    pub phase: Phase,
     /// Visits of this start that the store has, or knows to be lost: by its positions, so that they may go back.
     pub own: Fates,
     /// The same of all other starts in the log, since this writer heard first what the store has of them.
@@ -526,37 +521,22 @@ pub struct Report {
     pub ever: Fates,
     /// When the first that waits came into the log.
     pub oldest_pending: Option<UnixMillis>,
-    pub batches: u64,
-    /// Of the last batch.
-    pub batch_rows: u64,
-    pub batch_ms: u64,
     pub away: Option<Away>,
 }
 
 impl Figures {
     #[must_use]
     pub fn report(&self) -> Report {
-        let phase = Phase::ALL.into_iter().find(|phase| *phase as u64 == self.phase.get()).unwrap_or(Phase::Waiting);
         let oldest = self.oldest_pending.get();
         let Books { own, earlier, earlier_pending, ever } = lock(&self.books).clone();
         Report {
-            phase,
             own,
             earlier,
             earlier_pending,
             ever,
             oldest_pending: (oldest != 0).then(|| UnixMillis(oldest.cast_signed())),
-            batches: self.batches.get(),
-            batch_rows: self.batch_rows.get(),
-            batch_ms: self.batch_ms.get(),
             away: lock(&self.away).clone(),
         }
-    }
-
-    fn stores(&self, rows: usize, took: Duration) {
-        self.batches.add(1);
-        self.batch_rows.set(rows as u64);
-        self.batch_ms.set(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
     }
 
     fn note(&self, new: Books) {

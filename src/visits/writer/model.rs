@@ -406,10 +406,13 @@ impl Running {
     /// Until it has nothing to do.
     fn drain(&mut self) {
         let mut steps_left = 10_000;
-        while self.action != Action::Listen {
+        loop {
             self.step();
             steps_left -= 1;
             assert!(steps_left > 0, "it does not end: {:?}", self.state);
+            if self.action == Action::Listen {
+                break;
+            }
         }
     }
 
@@ -533,7 +536,7 @@ fn check(setup: &Setup, steps: &[Step], texts: &RefCell<Vec<(Agents, Referrers)>
             Step::Retain => disk.retain(writers[0].delivery.resume),
         }
         for writer in &writers {
-            let _ = writer.pending(&disk);
+            writer.pending(&disk);
         }
     }
 

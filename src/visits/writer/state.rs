@@ -44,21 +44,6 @@ pub enum Phase {
     Finished,
 }
 
-impl Phase {
-    pub const ALL: [Self; 4] = [Self::Waiting, Self::Replaying, Self::Direct, Self::Finished];
-
-    /// As `waypost status` names it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Replaying => "replaying",
-            Self::Direct => "direct",
-            Self::Finished => "finished",
-        }
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The store said where it stands, and reading begins there.

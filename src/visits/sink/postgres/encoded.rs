@@ -25,13 +25,16 @@ pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 /// A constant text and its values.
 pub(super) type Query<'a> = (&'static str, Vec<Param<'a>>);
 
+// Should the server refuse the `BEGIN` before these (somebody cancelled that), each would be a transaction of its own: so
+// each of them asks for what `BEGIN` sets.
+
 /// A source that the store does not know is at 0.
 const KNOW: &str = "INSERT INTO spool_positions (epoch, core, instance, next, stored, answered, at)
   SELECT epoch, core, $3, 0, 0, 0, 0 FROM unnest($1::int8[], $2::int4[]) AS a (epoch, core)
+  WHERE current_setting('waypost.begun', true) = 'yes'
   ON CONFLICT (epoch, core) DO NOTHING";
 
-/// The judge: as many rows as there are ranges, or nothing of the batch is stored. Should the server refuse the `BEGIN`
-/// before it (somebody cancelled that), it would be a transaction of its own, and so asks for what `BEGIN` sets.
+/// The judge: as many rows as there are ranges, or nothing of the batch is stored.
 const MOVE: &str = "UPDATE spool_positions p
   SET next = a.next_to, stored = p.stored + a.visits, at = (extract(epoch FROM now()) * 1000)::int8
   FROM unnest($1::int8[], $2::int4[], $3::int8[], $4::int8[], $5::int8[]) AS a (epoch, core, next_from, next_to, visits)
@@ -43,20 +46,25 @@ const MOVE: &str = "UPDATE spool_positions p
 const ANSWERED: &str = "INSERT INTO spool_positions AS p (epoch, core, instance, next, stored, answered, at)
   SELECT epoch, core, $3, 0, 0, answered, (extract(epoch FROM now()) * 1000)::int8
   FROM unnest($1::int8[], $2::int4[], $4::int8[]) AS a (epoch, core, answered)
+  WHERE current_setting('waypost.begun', true) = 'yes'
   ON CONFLICT (epoch, core) DO UPDATE SET answered = greatest(p.answered, excluded.answered), at = excluded.at";
 
 /// What a core counts itself is told as its sum so far, everything else as what is added.
 const DROPS: &str = "INSERT INTO spool_drops AS d (epoch, core, reason, visits)
   SELECT * FROM unnest($1::int8[], $2::int4[], $3::text[], $4::int8[])
+  WHERE current_setting('waypost.begun', true) = 'yes'
   ON CONFLICT (epoch, core, reason) DO UPDATE SET visits = CASE WHEN d.reason IN ('ring_full', 'spool_error')
     THEN greatest(d.visits, excluded.visits) ELSE d.visits + excluded.visits END";
 
 const AGENTS: &str = "INSERT INTO agents (id, text, kind, browser, os, device)
   SELECT * FROM unnest($1::int8[], $2::text[], $3::int2[], $4::text[], $5::text[], $6::text[])
+  WHERE current_setting('waypost.begun', true) = 'yes'
   ON CONFLICT (id) DO NOTHING";
 
 const REFERRERS: &str = "INSERT INTO referrers (id, text, host)
-  SELECT * FROM unnest($1::int8[], $2::text[], $3::text[]) ON CONFLICT (id) DO NOTHING";
+  SELECT * FROM unnest($1::int8[], $2::text[], $3::text[])
+  WHERE current_setting('waypost.begun', true) = 'yes'
+  ON CONFLICT (id) DO NOTHING";
 
 /// Returns the sketches that have grown past `$10` bytes; their rows are locked by then.
 const DAYS: &str = "WITH stored AS (
