@@ -34,8 +34,6 @@ const DELETED_AT_ONCE: usize = 4096;
 const CHECKPOINT_PAGES: i64 = 8192;
 /// KiB of pages in memory: those that batch after batch touches.
 const CACHE_KIB: i64 = 32 << 10;
-/// Sketches longer than this are merged; shorter ones lie one behind the other.
-const SKETCHES_BYTES_MAX: usize = 256;
 /// Rows of one statement, which share what running it costs.
 const ROWS_AT_ONCE: usize = 32;
 
@@ -322,22 +320,17 @@ fn bind_counts(add: &mut CachedStatement<'_>, at: usize, counts: &[u64]) -> rusq
     counts.iter().zip(at..).try_for_each(|(count, at)| add.raw_bind_parameter(at, *count))
 }
 
-/// The SQL function that adds a sketch to a stored one: behind it while they are short, merged when they are not.
+/// The SQL function that adds a sketch to a stored one. They are merged at once, for rows that grow spread over more pages,
+/// which costs more than merging does.
 fn add_sketch(context: &Context<'_>) -> rusqlite::Result<Vec<u8>> {
-    let [stored, added] = [context.get_raw(0).as_blob()?, context.get_raw(1).as_blob()?];
-    let mut bytes = Vec::with_capacity(stored.len() + added.len());
-    if stored.len() + added.len() <= SKETCHES_BYTES_MAX {
-        bytes.extend_from_slice(stored);
-        bytes.extend_from_slice(added);
-        return Ok(bytes);
-    }
     let mut sketch = Sketch::default();
-    for part in [stored, added] {
-        // What is damaged begins anew when it is merged, for the counts beside it are right all the same.
-        if let Err(bad) = sketch.merge(part) {
+    for place in 0..2 {
+        // What is damaged begins anew, for the counts beside it are right all the same.
+        if let Err(bad) = sketch.merge(context.get_raw(place).as_blob()?) {
             tracing::warn!(%bad, "a link's sketch in visits.db is damaged: its buckets, top values and visitors begin anew");
         }
     }
+    let mut bytes = Vec::new();
     sketch.encode(&mut bytes);
     Ok(bytes)
 }
@@ -638,8 +631,8 @@ mod tests {
         let mut sink = fresh(folder.path());
         sink.store(&batch(0, 10)).await.unwrap();
         sink.db.execute("UPDATE link_days SET sketch = x'0100FF'", []).unwrap();
-        sink.store(&batch(10, 110)).await.unwrap();
-        assert_eq!(standing(&mut sink).await, (at(110), [110, 110, 110, 100]));
+        sink.store(&batch(10, 12)).await.unwrap();
+        assert_eq!(standing(&mut sink).await, (at(12), [12, 12, 12, 2]));
     }
 
     #[tokio::test]
