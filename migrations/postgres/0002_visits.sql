@@ -29,20 +29,24 @@ CREATE TABLE orphan_visits (
 ) PARTITION BY RANGE (at);
 CREATE INDEX orphan_visits_by_time ON orphan_visits USING brin (at);
 
--- What agents and referrers say; an id is made of the text.
+-- What agents and referrers say; an id is made of the text. Deleted when no visit that is kept can have it.
 CREATE TABLE agents (
   id      bigint PRIMARY KEY,
   text    text NOT NULL,
   kind    smallint NOT NULL,
   browser text NOT NULL,                  -- '': unknown
   os      text NOT NULL,
-  device  text NOT NULL
+  device  text NOT NULL,
+  seen_day integer NOT NULL               -- when it was told last, at most once a day and instance
 );
+CREATE INDEX agents_by_day ON agents (seen_day);
 CREATE TABLE referrers (
   id   bigint PRIMARY KEY,
   text text NOT NULL,
-  host text NOT NULL
+  host text NOT NULL,
+  seen_day integer NOT NULL
 );
+CREATE INDEX referrers_by_day ON referrers (seen_day);
 
 -- Up to where the records of each core of each start are stored. Never deleted: whoever replays anything is told by them.
 CREATE TABLE spool_positions (
@@ -134,7 +138,8 @@ BEGIN
 END $$;
 
 -- Gives the oldest partition of a day before this one that lacks it the index by link; false if there is none, or
--- another instance is at it.
+-- another instance is at it. Whoever stores a visit of that day meanwhile waits for it, up to their lock_timeout: call it
+-- hours after the day.
 CREATE FUNCTION index_visit_day(before integer) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
   part text;

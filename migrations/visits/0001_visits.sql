@@ -25,20 +25,24 @@ CREATE TABLE orphan_visits (
   request_id  TEXT
 ) STRICT;
 
--- What agents and referrers say; an id is made of the text.
+-- What agents and referrers say; an id is made of the text. Deleted when no visit that is kept can have it.
 CREATE TABLE agents (
   id      INTEGER PRIMARY KEY,
   text    TEXT NOT NULL,
   kind    INTEGER NOT NULL,
   browser TEXT NOT NULL,                  -- '': unknown
   os      TEXT NOT NULL,
-  device  TEXT NOT NULL
+  device  TEXT NOT NULL,
+  seen_day INTEGER NOT NULL               -- when it was told last, at most once a day
 ) STRICT;
+CREATE INDEX agents_by_day ON agents (seen_day);
 CREATE TABLE referrers (
   id   INTEGER PRIMARY KEY,
   text TEXT NOT NULL,
-  host TEXT NOT NULL
+  host TEXT NOT NULL,
+  seen_day INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX referrers_by_day ON referrers (seen_day);
 
 -- Up to where the records of each core of each start are stored. Never deleted: whoever replays anything is told by them.
 CREATE TABLE spool_positions (

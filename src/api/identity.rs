@@ -141,7 +141,7 @@ impl Api {
         redis::limits::check(self.redis.as_ref(), limiter, caller, per_minute, now).await
     }
 
-    fn too_many(&self, verdict: &Verdict) -> Problem {
+    pub(super) fn too_many(&self, verdict: &Verdict) -> Problem {
         self.instance.count_limited();
         let mut problem = Problem::new(429, "too many requests: wait for the seconds in Retry-After");
         problem.headers = limit_headers(verdict);

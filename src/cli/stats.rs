@@ -58,7 +58,10 @@ pub fn run(stats: &Stats, common: &Common) -> Outcome {
         tz: stats.tz.clone(),
         interval: stats.interval.clone(),
     };
-    let range = Range::of(&wanted, time::now()).map_err(|bad| Failure::usage(anyhow!("--{bad}")))?;
+    let range = Range::of(&wanted, time::now()).map_err(|wrong| {
+        let wrong: Vec<_> = wrong.iter().map(|bad| format!("--{bad}")).collect();
+        Failure::usage(anyhow!("{}", wrong.join("; ")))
+    })?;
     block_on(async {
         let (loaded, store) = start(common).await?;
         let domain = match stats.domain.as_str() {
@@ -70,7 +73,7 @@ pub fn run(stats: &Stats, common: &Common) -> Outcome {
         let link = store.link(Key { domain, code }).await?.ok_or_else(unknown)?;
         let days = range.as_ref().map_or(Days::ALL, Range::days);
         let rows = Stored::of(&store).link(link.id, days, Reading::Now).await?;
-        let document = document(&link, &rows, range.as_ref(), loaded.config.privacy.visitor)?;
+        let document = document(&link, &rows, range.as_ref(), loaded.config.privacy.visitor);
         print(&if common.json { document.to_string() } else { text(&document, columns()) });
         Ok(())
     })

@@ -2,7 +2,8 @@
 //!
 //! In: what the store has of the link's visits, and the range that was asked for. Out: JSON. Pure.
 //! Never: shows a visitor.
-//! At its limit: [`TOP_MAX`] values of each kind.
+//! At its limit: [`TOP_MAX`] values of each kind. Of a sketch that cannot be read it leaves out what stands there alone:
+//! counts are beside it.
 //!
 //! Clicks are counted by 15 minutes, everything else by days (UTC): for a range `total_clicks`, `clicks_by_day` and
 //! `clicks_by_hour` are exact, while `unique_visitors`, `by_kind` and what was most are of the whole days that the range
@@ -19,7 +20,6 @@ use crate::domain::time::UnixMillis;
 use crate::domain::visit::Class;
 use crate::links::rfc3339;
 use crate::store::visited::{DayRow, Kinds, LinkRows};
-use crate::store::{Error, Result};
 
 /// Values of each kind that are shown.
 pub const TOP_MAX: usize = 10;
@@ -33,18 +33,18 @@ const TOPS: [(Dimension, &str, &str); 5] = [
     (Dimension::Device, "top_devices", "device"),
 ];
 
-/// The document. [`Error::Broken`] if the store has a sketch that cannot be read.
-pub fn document(link: &Link, rows: &LinkRows, range: Option<&Range>, visitor: VisitorKey) -> Result<Value> {
+#[must_use]
+pub fn document(link: &Link, rows: &LinkRows, range: Option<&Range>, visitor: VisitorKey) -> Value {
     let Parts { clicks, kinds, sketch, name, by } = match range {
-        None => all_time(rows)?,
-        Some(range) => ranged(rows, range)?,
+        None => all_time(rows),
+        Some(range) => ranged(rows, range),
     };
     let by_kind: Map<_, _> =
         Class::ALL.iter().zip(kinds).map(|(class, count)| (class.name().to_owned(), count.into())).collect();
     let mut document = json!({
         "short_code": link.key.code.to_string(),
         "total_clicks": clicks,
-        "unique_visitors": sketch.unique(),
+        "unique_visitors": sketch.as_ref().map(Sketch::unique),
         // Whether somebody who came on two days is one visitor, or two.
         "unique_visitors_by": match visitor { VisitorKey::Deployment => "visitor", VisitorKey::Daily => "day" },
         "imported_clicks": link.imported_clicks,
@@ -53,7 +53,7 @@ pub fn document(link: &Link, rows: &LinkRows, range: Option<&Range>, visitor: Vi
         "by_kind": by_kind,
         name: by,
     });
-    for (dimension, name, one) in TOPS {
+    for (sketch, (dimension, name, one)) in sketch.iter().flat_map(|sketch| TOPS.map(|top| (sketch, top))) {
         let mut top = sketch.top(dimension);
         top.truncate(TOP_MAX);
         // What is not recorded at all is no member. Referrers always are.
@@ -71,14 +71,15 @@ pub fn document(link: &Link, rows: &LinkRows, range: Option<&Range>, visitor: Vi
             "whole_days": {"from": date(days.from), "to": date(days.to)},
         });
     }
-    Ok(document)
+    document
 }
 
 /// What differs between all time and a range.
 struct Parts {
     clicks: u64,
     kinds: Kinds,
-    sketch: Sketch,
+    /// None if it cannot be read.
+    sketch: Option<Sketch>,
     /// The member that has clicks by time.
     name: &'static str,
     by: Value,
@@ -88,51 +89,64 @@ fn clicks(kinds: &Kinds) -> u64 {
     kinds[Class::Click as usize] + kinds[Class::Tool as usize]
 }
 
-fn all_time(rows: &LinkRows) -> Result<Parts> {
+fn all_time(rows: &LinkRows) -> Parts {
     let by = rows.days.iter().filter(|row| clicks(&row.kinds) > 0);
-    Ok(Parts {
+    Parts {
         clicks: clicks(&rows.totals.kinds),
         kinds: rows.totals.kinds,
-        sketch: read(&rows.totals.sketch)?,
+        sketch: read(&rows.totals.sketch),
         name: "clicks_by_day",
         by: by.map(|row| json!({"date": date(row.day), "clicks": clicks(&row.kinds)})).collect(),
-    })
+    }
 }
 
-fn ranged(rows: &LinkRows, range: &Range) -> Result<Parts> {
+fn ranged(rows: &LinkRows, range: &Range) -> Parts {
     let slots = range.slots();
     let mut counts = vec![0; slots.len()];
     let (mut kinds, mut sketch_of_all) = (Kinds::default(), Sketch::default());
     for DayRow { day, kinds: of_day, sketch } in &rows.days {
         kinds.iter_mut().zip(of_day).for_each(|(sum, count)| *sum += count);
-        let of_day = read(sketch)?;
-        for (quarter, count) in (0..).zip(of_day.buckets()) {
-            let at = UnixMillis(i64::from(*day) * DAY_MS + quarter * QUARTER_MS);
+        let begin = i64::from(*day) * DAY_MS;
+        let Some(sketch) = read(sketch) else {
+            // When it was is not known: all of it is where the day begins.
+            let at = UnixMillis(begin.max(range.from.0));
+            if let Some(slot) = slots.partition_point(|slot| slot.from <= at).checked_sub(1) {
+                counts[slot] += clicks(of_day);
+            }
+            continue;
+        };
+        for (quarter, count) in (0..).zip(sketch.buckets()) {
+            let at = UnixMillis(begin + quarter * QUARTER_MS);
             if count > 0 && range.from <= at && at < range.to {
                 // The first slot begins with the range.
                 counts[slots.partition_point(|slot| slot.from <= at) - 1] += count;
             }
         }
-        sketch_of_all.merge_sketch(of_day);
+        sketch_of_all.merge_sketch(sketch);
     }
     let (name, one) = match range.interval {
         Interval::Day => ("clicks_by_day", "date"),
         Interval::Hour => ("clicks_by_hour", "hour"),
     };
     let shown = slots.iter().zip(&counts).rev().filter(|(_, count)| range.is_bounded || **count > 0);
-    Ok(Parts {
+    Parts {
         clicks: counts.iter().sum(),
         kinds,
-        sketch: sketch_of_all,
+        sketch: Some(sketch_of_all),
         name,
         by: shown.map(|(slot, count)| json!({one: slot.name, "clicks": count})).collect(),
-    })
+    }
 }
 
-fn read(bytes: &[u8]) -> Result<Sketch> {
+fn read(bytes: &[u8]) -> Option<Sketch> {
     let mut sketch = Sketch::default();
-    sketch.merge(bytes).map_err(|error| Error::Broken(format!("a sketch of a link's visits: {error}")))?;
-    Ok(sketch)
+    match sketch.merge(bytes) {
+        Ok(()) => Some(sketch),
+        Err(bad) => {
+            tracing::warn!(%bad, "a sketch of a link's visits is damaged: its stats lack what it had");
+            None
+        }
+    }
 }
 
 /// As ISO 8601 writes it.
@@ -224,7 +238,7 @@ mod tests {
                 rows.days.retain(|row| (days.from..=days.to).contains(&row.day));
             }
         }
-        document(&link(), &rows, range.as_ref(), VisitorKey::Deployment).unwrap()
+        document(&link(), &rows, range.as_ref(), VisitorKey::Deployment)
     }
 
     #[test]
@@ -320,10 +334,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_sketch_is_an_error() {
-        let mut rows = LinkRows::default();
+    fn of_what_is_no_sketch_the_counts_are_shown() {
+        let mut rows = rows(&[("2027-03-27T10:00:00Z", 1), ("2027-03-28T11:00:00Z", 2)]);
         rows.totals.sketch = vec![0xFF; 3];
-        let error = document(&link(), &rows, None, VisitorKey::Daily).unwrap_err();
-        assert!(error.to_string().contains("a sketch"), "{error}");
+        rows.days[0].sketch = vec![0xFF; 3];
+        let all = shown(&rows, &Wanted::default());
+        assert_eq!((&all["total_clicks"], &all["unique_visitors"]), (&json!(2), &Value::Null));
+        assert!(all.get("top_referrers").is_none());
+        let [from, to] = ["2027-03-27", "2027-03-28"].map(|date| Some(date.to_owned()));
+        let some = shown(&rows, &Wanted { from, to, ..Wanted::default() });
+        let days = json!([{"date": "2027-03-28", "clicks": 1}, {"date": "2027-03-27", "clicks": 1}]);
+        assert_eq!((&some["clicks_by_day"], &some["unique_visitors"]), (&days, &json!(1)));
     }
 }

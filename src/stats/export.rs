@@ -5,7 +5,7 @@
 //! At its limit: visits of one millisecond are read together, however many they are.
 //!
 //! Postgres is asked for one span of time after the other: an index on time would be paid by every visit, a sort of a whole
-//! day would end by its time-out. SQLite has no such index either, and sorts once, with files of its own.
+//! day would end by its time-out. SQLite has no such index either, and sorts once, into a temporary file, which is then read.
 //! What is stored meanwhile is in the export if its time is not over yet.
 
 use std::fmt;

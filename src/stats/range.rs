@@ -8,7 +8,7 @@
 //! A part begins and ends at a quarter of an hour, since visits are counted by those. The offsets of all time zones of
 //! today are multiples of that (tz database, 2024b). Names are those of the system's tz database.
 
-use jiff::civil::Date;
+use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan, Zoned};
 use serde::Deserialize;
@@ -29,9 +29,9 @@ const HOUR_MS: i64 = 60 * 60 * 1000;
 pub struct Wanted {
     /// Another domain than that of the request's Host.
     pub domain: Option<String>,
-    /// A date, or RFC 3339.
+    /// A date, or RFC 3339, whose offset may be missing: then it is a time of the zone.
     pub from: Option<String>,
-    /// A date, which is included; or RFC 3339, which is not.
+    /// A date, which is included; or a time as in `from`, which is not.
     pub to: Option<String>,
     /// IANA name.
     pub tz: Option<String>,
@@ -78,34 +78,60 @@ pub struct Slot {
 }
 
 impl Range {
-    /// The range that is asked for; none if nothing says more than "all, by days".
-    pub fn of(wanted: &Wanted, now: UnixMillis) -> Result<Option<Self>, Bad> {
+    /// The range that is asked for; none if nothing says more than "all, by days". An error has every field that is not
+    /// right.
+    pub fn of(wanted: &Wanted, now: UnixMillis) -> Result<Option<Self>, Vec<Bad>> {
+        let mut wrong = Vec::new();
         let interval = match wanted.interval.as_deref() {
             None | Some("day") => Interval::Day,
             Some("hour") => Interval::Hour,
-            Some(other) => return Err(bad("interval", format!("{other:?} is no interval: day and hour are"))),
+            Some(other) => {
+                wrong.push(bad("interval", format!("{other:?} is no interval: day and hour are")));
+                Interval::Day
+            }
         };
         let tz = match wanted.tz.as_deref() {
             None | Some("UTC" | "Etc/UTC") => TimeZone::UTC,
-            Some(name) => TimeZone::get(name).map_err(|_| {
-                bad("tz", format!("{name:?} is no time zone that this machine knows: write one like Europe/Berlin"))
-            })?,
+            Some(name) => TimeZone::get(name).unwrap_or_else(|_| {
+                let why = format!("{name:?} is no time zone that this machine knows: write one like Europe/Berlin");
+                wrong.push(bad("tz", why));
+                TimeZone::UTC
+            }),
         };
+        let times = [("from", &wanted.from, false), ("to", &wanted.to, true)];
+        let [from, to] = times.map(|(name, text, is_end)| {
+            let at = text.as_ref().map(|text| moment(name, text, &tz, is_end)).transpose();
+            at.unwrap_or_else(|bad| {
+                wrong.push(bad);
+                None
+            })
+        });
+        if !wrong.is_empty() {
+            return Err(wrong);
+        }
         if wanted.from.is_none() && wanted.to.is_none() && tz == TimeZone::UTC && interval == Interval::Day {
             return Ok(None);
         }
-        let to = match &wanted.to {
-            Some(text) => moment("to", text, &tz, true)?,
+        Self::between(from, to, tz, interval, now).map(Some).map_err(|bad| vec![bad])
+    }
+
+    fn between(
+        from: Option<i64>,
+        to: Option<i64>,
+        tz: TimeZone,
+        interval: Interval,
+        now: UnixMillis,
+    ) -> Result<Self, Bad> {
+        let is_bounded = from.is_some();
+        let to = match to {
+            Some(to) => to,
             // The day is not over, and another machine's clock may be ahead.
             None => midnight("to", zoned(now, &tz)?.date(), &tz, true)?,
         };
         let days_max = i64::from(if interval == Interval::Hour { HOURLY_DAYS_MAX } else { DAYS_MAX });
         // A range that begins and ends within a day touches one day more than it is long; a change of the clock an hour.
         let span_ms_max = (days_max - 1) * super::rollup::DAY_MS + HOUR_MS;
-        let from = match &wanted.from {
-            Some(text) => moment("from", text, &tz, false)?,
-            None => to - to.rem_euclid(QUARTER_MS) - span_ms_max,
-        };
+        let from = from.unwrap_or(to - to.rem_euclid(QUARTER_MS) - span_ms_max);
         let (from, to) = (from.div_euclid(QUARTER_MS) * QUARTER_MS, -(-to).div_euclid(QUARTER_MS) * QUARTER_MS);
         if from >= to {
             return Err(bad("to", "the range ends before it begins: let to be later than from"));
@@ -115,7 +141,7 @@ impl Range {
             return Err(bad("from", why));
         }
         let (from, to) = (UnixMillis(from), UnixMillis(to));
-        Ok(Some(Self { from, to, tz, interval, is_bounded: wanted.from.is_some() }))
+        Ok(Self { from, to, tz, interval, is_bounded })
     }
 
     /// The days (UTC) that it touches.
@@ -172,9 +198,16 @@ fn moment(name: &'static str, text: &str, tz: &TimeZone, is_end: bool) -> Result
     if let Ok(at) = text.parse::<Timestamp>() {
         return Ok(at.as_millisecond());
     }
-    match text.parse::<Date>() {
-        Ok(date) => midnight(name, date, tz, is_end),
-        Err(_) => Err(bad(name, format!("{text:?} is no time: write 2027-01-31 or 2027-01-31T09:00:00+01:00"))),
+    let further = || bad(name, "it is further away than times go");
+    let hyphens = text.bytes().filter(|byte| *byte == b'-').count();
+    // The parsers take a time for its date, and drop the offset or zone behind it: they get what has none of these.
+    let is_plain = hyphens == 2 && text.bytes().all(|byte| byte.is_ascii_digit() || b"-:.Tt ".contains(&byte));
+    match (text.parse::<Date>(), text.parse::<DateTime>()) {
+        (Ok(date), _) if is_plain && text.len() == "2027-01-31".len() => midnight(name, date, tz, is_end),
+        (_, Ok(at)) if is_plain && text.len() > "2027-01-31".len() => {
+            Ok(at.to_zoned(tz.clone()).map_err(|_| further())?.timestamp().as_millisecond())
+        }
+        _ => Err(bad(name, format!("{text:?} is no time: write 2027-01-31 or 2027-01-31T09:00:00+01:00"))),
     }
 }
 
@@ -198,7 +231,10 @@ mod tests {
             let got = got.map(|range| range.map(|range| [rfc3339(range.from), rfc3339(range.to)]));
             match (got, want) {
                 (Ok(got), Ok(want)) => assert_eq!(got, want.map(|want| want.map(str::to_owned)), "{fields:?}"),
-                (Err(got), Err(want)) => assert!(got.to_string().contains(want), "{got} for {fields:?}"),
+                (Err(got), Err(want)) => {
+                    let got: Vec<_> = got.iter().map(ToString::to_string).collect();
+                    assert!(got.join("; ").contains(want), "{got:?} for {fields:?}");
+                }
                 (got, want) => panic!("{got:?} instead of {want:?} for {fields:?}"),
             }
         };
@@ -211,6 +247,21 @@ mod tests {
         check(
             ["2027-03-01T09:07:00+01:00", "2027-03-01T10:07:00+01:00", "", ""],
             Ok(Some(["2027-03-01T08:00:00Z", "2027-03-01T09:15:00Z"])),
+        );
+        // Without an offset it is a time of the zone.
+        check(
+            ["2027-03-01T10:00:00", "2027-03-01 11:30", "Asia/Kathmandu", ""],
+            Ok(Some(["2027-03-01T04:15:00Z", "2027-03-01T05:45:00Z"])),
+        );
+        check(["2027-03-01T10:00", "2027-03-01", "", ""], Ok(Some(["2027-03-01T10:00:00Z", "2027-03-02T00:00:00Z"])));
+        for odd in
+            ["20270301", "2027-03-01T10:00:00[Asia/Kathmandu]", "2027-03-01[UTC]", "2027-03-01T", "+002027-03-01"]
+        {
+            check([odd, "", "", ""], Err("from: "));
+        }
+        check(
+            ["odd", "odd", "odd", "odd"],
+            Err("odd\" is no time: write 2027-01-31 or 2027-01-31T09:00:00+01:00; to: "),
         );
         check(["", "2027-03-02", "", "hour"], Ok(Some(["2026-12-01T23:00:00Z", "2027-03-03T00:00:00Z"])));
         check(["2027-03-02", "2027-03-01", "", ""], Err("to: the range ends before it begins"));

@@ -20,7 +20,7 @@ use crate::config::Bots;
 use crate::domain::link::LinkId;
 use crate::domain::time::UnixMillis;
 use crate::domain::visit::Class;
-use crate::stats::rollup::{self, DAY_MS, Rollup};
+use crate::stats::rollup::{self, DAY_MS, Day, Rollup};
 
 /// Rows of one batch. The more, the fewer rows of rollups a visit costs: 100,000 links by Zipf's law are 0.28 of them a visit in
 /// batches of 100,000 and 0.2 in these.
@@ -37,7 +37,7 @@ pub struct Batch {
     pub orphans: Vec<Orphan>,
     /// By link and day.
     pub rollups: Vec<Rollup>,
-    /// Agents and referrers that this process has not stored yet, by id.
+    /// Agents and referrers of `rows` and `orphans` that this process has not stored yet that day, by id.
     pub agents: Vec<Arc<Agent>>,
     pub referrers: Vec<Arc<Referrer>>,
     /// How each source of `ranges` stood at the end of its range, in the same order; what the ring gave up is as its last
@@ -207,8 +207,11 @@ struct Texts {
     /// Those of the batch.
     met_agents: HashMap<i64, Arc<Agent>>,
     met_referrers: HashMap<i64, Arc<Referrer>>,
+    /// Those that the store was told on `stored_on`. It forgets what it is not told for `visits.keep`: each day it is told
+    /// anew what comes.
     stored: HashSet<i64>,
     stored_referrers: HashSet<i64>,
+    stored_on: Day,
     /// Counts batches: a [`Met`] of another one is not among those of this.
     turn: u64,
 }
@@ -231,6 +234,7 @@ impl Builder {
             met_referrers: HashMap::default(),
             stored: HashSet::default(),
             stored_referrers: HashSet::default(),
+            stored_on: 0,
             turn: 0,
         };
         Self {
@@ -268,8 +272,7 @@ impl Builder {
         }
         self.settled = true;
         if lost {
-            self.texts.stored.clear();
-            self.texts.stored_referrers.clear();
+            self.texts.forget_stored();
         }
         self.restart();
         lost
@@ -426,6 +429,7 @@ impl Builder {
             return Took::All;
         }
         self.oldest = Some(self.oldest.map_or(block.written_at, |oldest| oldest.min(block.written_at)));
+        self.texts.comes(rollup::day(block.written_at));
         let mut bytes = block.records;
         for number in block.first..end {
             let Some((record, rest)) = split(bytes) else {
@@ -504,17 +508,8 @@ impl Builder {
                 |id| texts.met_agents.get(&id).map(Arc::as_ref),
                 |id| texts.met_referrers.get(&id).map(Arc::as_ref),
             ),
-            agents: texts.met_agents.values().filter(|agent| !texts.stored.contains(&agent.id)).cloned().collect(),
-            referrers: texts
-                .met_referrers
-                .values()
-                .filter(|one| !texts.stored_referrers.contains(&one.id))
-                .cloned()
-                .collect(),
             ..Batch::default()
         };
-        batch.agents.sort_unstable_by_key(|agent| agent.id);
-        batch.referrers.sort_unstable_by_key(|referrer| referrer.id);
         for (source, course) in &self.courses {
             if course.moves() || self.witness == Some(*source) {
                 let (stored, drops) = (course.stored, course.drops);
@@ -523,6 +518,12 @@ impl Builder {
             }
         }
         if self.settings.raw {
+            let agents = texts.met_agents.values().filter(|agent| !texts.stored.contains(&agent.id));
+            batch.agents = agents.cloned().collect();
+            batch.agents.sort_unstable_by_key(|agent| agent.id);
+            let referrers = texts.met_referrers.values().filter(|one| !texts.stored_referrers.contains(&one.id));
+            batch.referrers = referrers.cloned().collect();
+            batch.referrers.sort_unstable_by_key(|referrer| referrer.id);
             batch.rows = std::mem::take(&mut self.rows);
             batch.orphans = std::mem::take(&mut self.orphans);
         }
@@ -650,10 +651,22 @@ impl Texts {
         found.id
     }
 
+    /// A day, by the log; a clock may also step back.
+    fn comes(&mut self, day: Day) {
+        if self.stored_on != day {
+            self.stored_on = day;
+            self.forget_stored();
+        }
+    }
+
+    fn forget_stored(&mut self) {
+        self.stored.clear();
+        self.stored_referrers.clear();
+    }
+
     fn remember(&mut self, agents: &[Arc<Agent>], referrers: &[Arc<Referrer>]) {
         if self.stored.len() + self.stored_referrers.len() > STORED_TEXTS_MAX {
-            self.stored.clear();
-            self.stored_referrers.clear();
+            self.forget_stored();
         }
         self.stored.extend(agents.iter().map(|agent| agent.id));
         self.stored_referrers.extend(referrers.iter().map(|referrer| referrer.id));

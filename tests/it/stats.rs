@@ -177,12 +177,15 @@ fn documents() {
         ("/api/stats", 404),
         ("/stats/seen?domain=other.example", 404),
         ("/stats/seen?domain=", 200),
-        ("/stats/seen?from=yesterday", 400),
-        ("/stats/seen?tz=Mars/Olympus", 400),
+        ("/stats/seen?from=yesterday", 422),
+        ("/stats/seen?tz=Mars/Olympus", 422),
         ("/stats/seen?since=2027-01-01", 400),
     ] {
         assert_eq!(read(&server, path, &admin).status, status, "{path}");
     }
+    let wrong = read(&server, "/stats/seen?from=yesterday&to=tomorrow&tz=Mars&interval=week", &admin).json();
+    let pointers: Vec<_> = wrong["errors"].as_array().unwrap().iter().map(|error| &error["pointer"]).collect();
+    assert_eq!(json!(pointers), json!(["/interval", "/tz", "/from", "/to"]));
     let usage = setup.run(&["stats", "seen", "--from", "yesterday"]);
     assert_eq!(usage.status.code(), Some(2));
     assert_eq!(setup.run(&["stats", "nobody"]).status.code(), Some(1));
@@ -227,6 +230,17 @@ fn who_may_read() {
     check("", 401, 403);
     check("[stats]\npublic = true", 200, 200);
     check("[shorten]\nopen = true", 200, 200);
+}
+
+#[test]
+fn whoever_has_no_key_reads_at_a_limit() {
+    let (setup, direct) = visited("[stats]\npublic = true");
+    let reader = direct.key(&[Scope::StatsRead], None, None);
+    let server = setup.start();
+    assert_eq!(read(&server, "/stats/seen", "").status, 200);
+    // One more is allowed each second.
+    assert!((0..1000).any(|_| read(&server, "/stats/seen", "").status == 429));
+    assert_eq!(read(&server, "/stats/seen", &reader).status, 200);
 }
 
 #[test]

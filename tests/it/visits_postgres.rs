@@ -17,7 +17,7 @@ use waypost::store::postgres::{MIGRATIONS, grants, migrate};
 use waypost::visits::agents::Agent;
 use waypost::visits::batch::{Batch, Orphan, Range, Referrer, RequestId, Row};
 use waypost::visits::sink::postgres::Postgres;
-use waypost::visits::sink::{Failure, Settings};
+use waypost::visits::sink::{Failure, Settings, Tidied};
 use waypost::visits::spool::read::Tally;
 use waypost::visits::spool::{Epoch, Source};
 use waypost::visits::{Dropped, Drops};
@@ -241,6 +241,13 @@ fn texts_of_a_batch() {
     assert_eq!(trial.store(&mut sink, &elsewhere), Err(Failure::Moved));
     assert_eq!(trial.database.sql("SELECT string_agg(text, ' ' ORDER BY id) FROM agents"), "curl/8 curl/9");
     assert_eq!(trial.database.sql("SELECT id, text, host FROM referrers"), "9|https://a.example/x|a.example");
+    // They go when no visit can have them any more; what is told again stays.
+    trial.database.sql("UPDATE agents SET seen_day = seen_day - 93; UPDATE referrers SET seen_day = seen_day - 93");
+    elsewhere.agents.truncate(1);
+    elsewhere.referrers.clear();
+    assert_eq!(trial.store(&mut sink, &elsewhere), Err(Failure::Moved));
+    assert_eq!(trial.runtime.block_on(sink.housekeep(time::now())), Ok(Tidied::All));
+    assert_eq!(trial.database.sql("SELECT text, (SELECT count(*) FROM referrers) FROM agents"), "curl/8|0");
     trial.database.sql("ALTER TABLE agents ADD CONSTRAINT odd CHECK (text <> 'odd') NOT VALID");
     let mut odd = batch(0, 1, today());
     odd.agents = vec![agent(11, "odd")];
@@ -369,6 +376,26 @@ fn sketches_are_merged() {
         }
     }
     assert_eq!(trial.clicks(), batches * size);
+}
+
+#[test]
+fn a_damaged_sketch_begins_anew() {
+    let trial = Trial::new();
+    let mut sink = trial.sink(Statements::Prepared);
+    trial.store(&mut sink, &batch(0, 10, today())).unwrap();
+    for table in ["link_days", "link_totals"] {
+        trial.database.sql(&format!("UPDATE {table} SET sketch = decode(repeat('ff', 2000), 'hex') WHERE link_id = 1"));
+    }
+    trial.store(&mut sink, &batch(10, 14, today())).unwrap();
+    for table in ["link_days", "link_totals"] {
+        let hex = trial.database.sql(&format!("SELECT encode(sketch, 'hex') FROM {table} WHERE link_id = 1"));
+        let bytes: Vec<u8> =
+            (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+        let mut sketch = Sketch::default();
+        sketch.merge(&bytes).unwrap();
+        assert_eq!(sketch.unique(), 2, "{table}");
+    }
+    assert_eq!(trial.clicks(), 14);
 }
 
 #[test]

@@ -27,6 +27,7 @@ pub struct Sqlite(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     visits: PathBuf,
+    links: PathBuf,
     readers: Arc<Readers>,
 }
 
@@ -37,7 +38,7 @@ impl Sqlite {
         let visits = links.with_file_name(VISITS_FILE);
         let files = (visits.clone(), links.to_owned());
         let readers = Readers::new(READERS_MAX, move || reader(&files.0, &files.1));
-        Self(Arc::new(Shared { visits, readers }))
+        Self(Arc::new(Shared { visits, links: links.to_owned(), readers }))
     }
 
     /// Runs `work` in one read transaction; what it returns is empty where there is no file yet.
@@ -46,11 +47,6 @@ impl Sqlite {
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
         if self.0.visits.exists() { self.0.readers.read(work).await } else { Ok(T::default()) }
-    }
-
-    /// The same on the caller's own thread, which waits for the disk.
-    pub(crate) fn read_here<T: Default>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        if self.0.visits.exists() { self.0.readers.read_here(work) } else { Ok(T::default()) }
     }
 }
 
@@ -116,39 +112,46 @@ pub(crate) fn accounts(db: &Connection) -> rusqlite::Result<Vec<Account>> {
     Ok(visited::accounts(sums.collect::<rusqlite::Result<_>>()?, drops.collect::<rusqlite::Result<_>>()?))
 }
 
-/// The kind of an orphan is in no row; numbers as those of `domain::visit::Class`.
-const EXPORT: &str = "SELECT v.at, coalesce(l.domain_id, v.domain_id, 0), coalesce(l.code, v.code, ''), v.kind, v.address, a.text,
-    r.text, v.country, v.request_id, v.epoch
-  FROM (
+/// Visits in the order of time, in a table of the connection's own. The kind of an orphan is in no row; numbers as those of
+/// `domain::visit::Class`.
+const SORT: &str = "CREATE TEMP TABLE export AS SELECT * FROM (
     SELECT link_id, NULL AS domain_id, NULL AS code, at, epoch, agent_id, referrer_id, kind, address, country, request_id
       FROM visits
     UNION ALL
     SELECT NULL, domain_id, code, at, epoch, agent_id, referrer_id, 5, address, country, request_id FROM orphan_visits
-  ) AS v
+  ) ORDER BY at";
+
+const EXPORT: &str =
+    "SELECT v.at, coalesce(l.domain_id, v.domain_id, 0), coalesce(l.code, v.code, ''), v.kind, v.address, a.text,
+    r.text, v.country, v.request_id, v.epoch
+  FROM temp.export AS v
   LEFT JOIN links_db.links l ON l.id = v.link_id
   LEFT JOIN agents a ON a.id = v.agent_id
   LEFT JOIN referrers r ON r.id = v.referrer_id
-  ORDER BY v.at";
+  WHERE v.rowid > ?1 AND v.rowid <= ?1 + ?2 ORDER BY v.rowid";
 
 impl Sqlite {
     /// Every visit, oldest first, `page` of them at a time, until `take` wants no more. Waits for the disk, and for
-    /// `take`.
+    /// `take`: between two transactions, for while one is open the log of pages grows with all that is stored. The order
+    /// lies in a temporary file meanwhile (where SQLite has them: `SQLITE_TMPDIR`, else `/var/tmp` or `/tmp`).
     pub(crate) fn export(&self, page: usize, mut take: impl FnMut(Vec<Exported>) -> bool) -> Result<()> {
-        self.read_here(|db| {
-            let mut statement = db.prepare(EXPORT)?;
-            let mut rows = statement.query([])?;
-            let mut visits = Vec::with_capacity(page);
-            while let Some(row) = rows.next()? {
-                visits.push(exported(row)?);
-                if visits.len() == page && !take(std::mem::replace(&mut visits, Vec::with_capacity(page))) {
-                    return Ok(());
-                }
+        if !self.0.visits.exists() {
+            return Ok(());
+        }
+        // Its own, which takes the temporary table along when it goes.
+        let db = reader(&self.0.visits, &self.0.links)?;
+        db.execute(SORT, []).map_err(explain)?;
+        let read = |last: usize| -> rusqlite::Result<Vec<Exported>> {
+            db.prepare_cached(EXPORT)?.query_map([last, page], exported)?.collect()
+        };
+        let mut last = 0;
+        loop {
+            let visits = read(last).map_err(explain)?;
+            if visits.is_empty() || !take(visits) {
+                return Ok(());
             }
-            if !visits.is_empty() {
-                take(visits);
-            }
-            Ok(())
-        })
+            last += page;
+        }
     }
 }
 
@@ -175,4 +178,35 @@ fn exported(row: &Row<'_>) -> rusqlite::Result<Exported> {
 fn address_of(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_takes_an_export_slowly_holds_no_transaction() {
+        let folder = tempfile::tempdir().unwrap();
+        let links = folder.path().join("waypost.db");
+        let links_db = Connection::open(&links).unwrap();
+        links_db.execute_batch("CREATE TABLE links (id INTEGER PRIMARY KEY, domain_id, code)").unwrap();
+        let db = Connection::open(folder.path().join(VISITS_FILE)).unwrap();
+        db.pragma_update(None, "journal_mode", "wal").unwrap();
+        db.execute_batch(include_str!("../../../migrations/visits/0001_visits.sql")).unwrap();
+        let see =
+            |at: i64| db.execute("INSERT INTO visits VALUES (1, ?1, 1, 0, 0, 0, NULL, NULL, NULL)", [at]).unwrap();
+        for at in [5, 3, 4, 1, 2] {
+            see(at);
+        }
+        let mut exported = Vec::new();
+        let take = |page: Vec<Exported>| {
+            exported.extend(page.iter().map(|visit| visit.at.0));
+            see(6);
+            let busy: i64 = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).unwrap();
+            assert_eq!(busy, 0, "a reader keeps the log of pages");
+            true
+        };
+        Sqlite::beside(&links).export(2, take).unwrap();
+        assert_eq!(exported, [1, 2, 3, 4, 5]);
+    }
 }

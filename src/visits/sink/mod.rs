@@ -44,6 +44,10 @@ pub struct Position {
     pub drops: Drops,
 }
 
+/// How much longer than visits their agents and referrers are kept: they are told once a day, by the clock of the log, and
+/// deleted by others.
+const TEXTS_KEPT_DAYS: i64 = 2;
+
 /// Whether [`Sink::housekeep`] has done all there was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tidied {

@@ -15,9 +15,9 @@ use rusqlite::functions::{Context, FunctionFlags};
 use rusqlite::types::Null;
 use rusqlite::{CachedStatement, Connection, ErrorCode, Transaction, TransactionBehavior};
 
-use super::{Failure, Position, Settings, Tidied};
+use super::{Failure, Position, Settings, TEXTS_KEPT_DAYS, Tidied};
 use crate::domain::time::{UnixMillis, monotonic};
-use crate::stats::rollup::{self, Rollup};
+use crate::stats::rollup::{self, DAY_MS, Rollup};
 use crate::stats::sketch::Sketch;
 use crate::store;
 use crate::store::schema::Migration;
@@ -103,7 +103,8 @@ impl Sqlite {
         tx.commit().map_err(explain)
     }
 
-    /// What is older than `visits.keep` goes, in small transactions.
+    /// What is older than `visits.keep` goes, in small transactions; and so do agents and referrers that no visit has had
+    /// for so long, and [`TEXTS_KEPT_DAYS`] more.
     pub async fn housekeep(&mut self, now: UnixMillis) -> Result<Tidied, Failure> {
         let tidied = self.delete_old(now, TIDYING_MAX).map_err(explain)?;
         // What readers allow, without waiting for them.
@@ -118,13 +119,17 @@ impl Sqlite {
         let before = now.0.saturating_sub(keep_ms);
         // Where each goes on; none = it has no more.
         let mut visits = [("visits", Some(i64::MIN)), ("orphan_visits", Some(i64::MIN))];
+        let mut texts = [("agents", true), ("referrers", true)];
         loop {
             for (table, from) in &mut visits {
                 if let Some(first) = *from {
                     *from = delete_visits(&self.db, table, first, before)?;
                 }
             }
-            if visits.iter().all(|(_, from)| from.is_none()) {
+            for (table, has_more) in &mut texts {
+                *has_more = *has_more && delete_texts(&self.db, table, before)?;
+            }
+            if visits.iter().all(|(_, from)| from.is_none()) && !texts.iter().any(|(_, has_more)| *has_more) {
                 return Ok(Tidied::All);
             }
             if monotonic() >= until {
@@ -263,11 +268,17 @@ fn insert_orphans(tx: &Transaction<'_>, orphans: &[Orphan]) -> rusqlite::Result<
 }
 
 fn insert_texts(tx: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
-    let mut insert = tx.prepare_cached("INSERT INTO agents VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING")?;
+    let mut insert = tx.prepare_cached(
+        "INSERT INTO agents VALUES (?1, ?2, ?3, ?4, ?5, ?6, unixepoch() / 86400)
+         ON CONFLICT DO UPDATE SET seen_day = excluded.seen_day WHERE seen_day < excluded.seen_day",
+    )?;
     for agent in &batch.agents {
         insert.execute((agent.id, &agent.text, agent.class as u8, &agent.browser, &agent.os, agent.device))?;
     }
-    let mut insert = tx.prepare_cached("INSERT INTO referrers VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")?;
+    let mut insert = tx.prepare_cached(
+        "INSERT INTO referrers VALUES (?1, ?2, ?3, unixepoch() / 86400)
+         ON CONFLICT DO UPDATE SET seen_day = excluded.seen_day WHERE seen_day < excluded.seen_day",
+    )?;
     for referrer in &batch.referrers {
         insert.execute((referrer.id, &referrer.text, &referrer.host))?;
     }
@@ -347,6 +358,15 @@ fn delete_visits(db: &Connection, table: &str, from: i64, before: i64) -> rusqli
     Ok(Some(to).filter(|_| deleted > 0))
 }
 
+/// Whether there may be more.
+fn delete_texts(db: &Connection, table: &str, before: i64) -> rusqlite::Result<bool> {
+    let mut delete = db.prepare_cached(&format!(
+        "DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE seen_day < ?1 LIMIT {DELETED_AT_ONCE})"
+    ))?;
+    let deleted = delete.execute([before.div_euclid(DAY_MS).saturating_sub(TEXTS_KEPT_DAYS)])?;
+    Ok(deleted == DELETED_AT_ONCE)
+}
+
 /// Makes the file if there is none, and brings its schema up to date; returns what was applied.
 pub fn migrate(path: &Path) -> store::Result<Vec<&'static Migration>> {
     KIND.migrate(path)
@@ -388,7 +408,7 @@ fn of_store(error: store::Error) -> Failure {
 mod tests {
     use super::{DELETED_AT_ONCE, MIGRATIONS, Sqlite, migrate, pending};
     use crate::domain::link::LinkId;
-    use crate::domain::time::{UnixMillis, monotonic};
+    use crate::domain::time::{UnixMillis, monotonic, now};
     use crate::domain::visit::Class;
     use crate::stats::query::sqlite::accounts;
     use crate::stats::rollup::{DAY_MS, roll_up};
@@ -652,6 +672,29 @@ mod tests {
             let left = if now == AT + DAY_MS { old + 51 - DELETED_AT_ONCE as u64 } else { left };
             while sink.housekeep(UnixMillis(now)).await.unwrap() == Tidied::Part {}
             assert_eq!(standing(&mut sink).await.1, [left, old + 50, old + 50, old + 50], "{now}");
+        }
+    }
+
+    #[tokio::test]
+    async fn texts_that_no_visit_has_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut sink = fresh(folder.path());
+        sink.store(&batch(0, 1)).await.unwrap();
+        let texts = |sink: &Sqlite| -> (u64, u64) {
+            let sql = "SELECT (SELECT count(*) FROM agents), (SELECT count(*) FROM referrers)";
+            sink.db.query_row(sql, [], |row| row.try_into()).unwrap()
+        };
+        // What is told again is kept from then on.
+        sink.db.execute_batch("UPDATE agents SET seen_day = 7; UPDATE referrers SET seen_day = 7").unwrap();
+        let day = |day: i64| UnixMillis(day * DAY_MS);
+        for (again, now, left) in
+            [(false, day(10), 1), (true, day(11), 1), (false, now().after(Duration::from_secs(86_400 * 5)), 0)]
+        {
+            if again {
+                sink.store(&batch(1, 2)).await.unwrap();
+            }
+            assert_eq!(sink.housekeep(now).await, Ok(Tidied::All));
+            assert_eq!(texts(&sink), (left, left), "{now:?}");
         }
     }
 

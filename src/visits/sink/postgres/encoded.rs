@@ -56,15 +56,15 @@ const DROPS: &str = "INSERT INTO spool_drops AS d (epoch, core, reason, visits)
   ON CONFLICT (epoch, core, reason) DO UPDATE SET visits = CASE WHEN d.reason IN ('ring_full', 'spool_error')
     THEN greatest(d.visits, excluded.visits) ELSE d.visits + excluded.visits END";
 
-const AGENTS: &str = "INSERT INTO agents (id, text, kind, browser, os, device)
-  SELECT * FROM unnest($1::int8[], $2::text[], $3::int2[], $4::text[], $5::text[], $6::text[])
-  WHERE current_setting('waypost.begun', true) = 'yes'
-  ON CONFLICT (id) DO NOTHING";
+/// The day is the server's, as where they are deleted. It is written once, not with each telling.
+const AGENTS: &str = "INSERT INTO agents AS t (id, text, kind, browser, os, device, seen_day)
+  SELECT a.*, floor(extract(epoch FROM now()) / 86400)::int4
+  FROM unnest($1::int8[], $2::text[], $3::int2[], $4::text[], $5::text[], $6::text[]) AS a
+  ON CONFLICT (id) DO UPDATE SET seen_day = excluded.seen_day WHERE t.seen_day < excluded.seen_day";
 
-const REFERRERS: &str = "INSERT INTO referrers (id, text, host)
-  SELECT * FROM unnest($1::int8[], $2::text[], $3::text[])
-  WHERE current_setting('waypost.begun', true) = 'yes'
-  ON CONFLICT (id) DO NOTHING";
+const REFERRERS: &str = "INSERT INTO referrers AS t (id, text, host, seen_day)
+  SELECT a.*, floor(extract(epoch FROM now()) / 86400)::int4 FROM unnest($1::int8[], $2::text[], $3::text[]) AS a
+  ON CONFLICT (id) DO UPDATE SET seen_day = excluded.seen_day WHERE t.seen_day < excluded.seen_day";
 
 /// Returns the sketches that have grown past `$10` bytes; their rows are locked by then.
 const DAYS: &str = "WITH stored AS (
@@ -176,6 +176,13 @@ impl Sums {
         self.first_at.push(first_at.map(|at| at.0));
         self.last_at.push(last_at.map(|at| at.0));
         self.sketches.push(sketch);
+    }
+
+    /// That of a link, and of a day unless it is one of totals; empty if there is none.
+    fn sketch(&self, link: i64, day: Day) -> &[u8] {
+        let place = (0..self.links.len())
+            .find(|place| self.links[*place] == link && self.days.get(*place).is_none_or(|of| *of == day));
+        place.map_or(&[], |place| &self.sketches[place])
     }
 }
 
@@ -337,19 +344,28 @@ pub(super) struct Merged {
 }
 
 impl Merged {
-    /// None if there is nothing to merge. What is no sketch stays as it is.
-    pub(super) fn of(rows: &[Row], in_total: bool) -> Result<Option<Self>, tokio_postgres::Error> {
+    /// None if there is nothing to merge. What is no sketch is replaced by the batch's own, for the counts beside it are
+    /// right all the same.
+    pub(super) fn of(rows: &[Row], batch: &Encoded<'_>, in_total: bool) -> Result<Option<Self>, tokio_postgres::Error> {
+        let added = if in_total { &batch.total } else { &batch.by_day };
         let sql = if in_total { MERGED_TOTALS } else { MERGED_DAYS };
         let mut merged = Self { sql, links: Vec::new(), days: Vec::new(), sketches: Vec::new() };
         for row in rows {
+            let (link, day) = (row.try_get(0)?, row.try_get(1)?);
             let mut sketch = Sketch::default();
-            if sketch.merge(row.try_get(2)?).is_err() {
-                continue;
-            }
             let mut bytes = Vec::new();
-            sketch.encode(&mut bytes);
-            merged.links.push(row.try_get(0)?);
-            merged.days.push(row.try_get(1)?);
+            match sketch.merge(row.try_get(2)?) {
+                Ok(()) => sketch.encode(&mut bytes),
+                Err(bad) => {
+                    tracing::warn!(
+                        %bad, link, day, in_total,
+                        "a link's sketch in postgres is damaged: its buckets, top values and visitors begin anew"
+                    );
+                    bytes.extend_from_slice(added.sketch(link, day));
+                }
+            }
+            merged.links.push(link);
+            merged.days.push(day);
             merged.sketches.push(bytes);
         }
         Ok(Some(merged).filter(|merged| !merged.links.is_empty()))

@@ -229,7 +229,7 @@ impl Postgres {
         let grown = self.limited(all(client, &batch.after())).await?;
         let mut merged = Vec::new();
         for (rows, in_total) in grown.iter().zip([false, true]) {
-            merged.extend(Merged::of(rows, in_total)?);
+            merged.extend(Merged::of(rows, batch, in_total)?);
         }
         let merged: Vec<Query<'_>> = merged.iter().map(Merged::query).collect();
         let committed = join(all(client, &merged), client.batch_execute("COMMIT"));

@@ -1,4 +1,5 @@
-//! Days of visits: partitions ahead of time, an index once a day is over, and away with what is too old.
+//! Days of visits: partitions ahead of time, an index once a day is over, and away with what is too old, also with agents
+//! and referrers that no visit has had for so long.
 //!
 //! In: the time. Out: a table a day. What takes their owner is done by functions of the schema (`0002_visits.sql`), since
 //! the role that stores visits owns nothing.
@@ -15,21 +16,29 @@ use super::{Ended, Postgres, all, failure, get, why};
 use crate::domain::time::UnixMillis;
 use crate::stats::rollup::{self, DAY_MS, Day};
 use crate::store::postgres::connect::Connector;
-use crate::visits::sink::{Failure, Tidied};
+use crate::visits::sink::{Failure, TEXTS_KEPT_DAYS, Tidied};
 
 /// Partitions from today on.
 const DAYS_AHEAD: Day = 4;
 const LOCK_MS: u32 = 1000;
-/// After the end of a day, until it gets its index: what was seen at its end is stored by then.
-const CLOSED_AFTER_MS: i64 = 15 * 60_000;
-/// The longest that an index may take.
-const INDEX_MAX_MS: u32 = 6 * 3_600_000;
+/// After the end of a day, until it gets its index: what was seen at its end is stored by then, also after hours in which
+/// the store was away.
+const CLOSED_AFTER_MS: i64 = 6 * 3_600_000;
+/// The longest that an index may take, and a batch with later visits of that day be put off.
+const INDEX_MAX_MS: u32 = 1_800_000;
 /// Days that are dropped at a time.
 const DROPS_MAX: usize = 1000;
+/// Agents that are deleted at a time, and referrers.
+const FORGOTTEN_MAX: i64 = 10_000;
 
 const ADD: &str = "SELECT add_visit_day(day) FROM unnest($1::int4[]) AS a (day)";
 /// A clock of ours that is years ahead would drop everything.
 const DROP: &str = "SELECT drop_visit_day(least($1, floor(extract(epoch FROM now()) / 86400)::int4 - $2))";
+/// As [`DROP`]. Those that somebody else writes or deletes are left alone.
+const FORGET_AGENTS: &str = "DELETE FROM agents WHERE id IN (SELECT id FROM agents
+  WHERE seen_day < least($1, floor(extract(epoch FROM now()) / 86400)::int4 - $2) LIMIT $3 FOR UPDATE SKIP LOCKED) RETURNING 1";
+const FORGET_REFERRERS: &str = "DELETE FROM referrers WHERE id IN (SELECT id FROM referrers
+  WHERE seen_day < least($1, floor(extract(epoch FROM now()) / 86400)::int4 - $2) LIMIT $3 FOR UPDATE SKIP LOCKED) RETURNING 1";
 const INDEX: &str = "SELECT index_visit_day($1)";
 
 impl Postgres {
@@ -47,7 +56,16 @@ impl Postgres {
             }
         }
         self.index_days(rollup::day(UnixMillis(now.0 - CLOSED_AFTER_MS))).await?;
-        Ok(Tidied::All)
+        let kept = keep.saturating_add(TEXTS_KEPT_DAYS as Day);
+        let first = today.saturating_sub(kept);
+        let mut tidied = Tidied::All;
+        for forget in [FORGET_AGENTS, FORGET_REFERRERS] {
+            let params = vec![(&first as _, Type::INT4), (&kept as _, Type::INT4), (&FORGOTTEN_MAX as _, Type::INT8)];
+            if self.brief((forget, params)).await?.len() as i64 == FORGOTTEN_MAX {
+                tidied = Tidied::Part;
+            }
+        }
+        Ok(tidied)
     }
 
     /// Those that are there stay as they are.
@@ -82,8 +100,9 @@ impl Postgres {
     }
 }
 
-/// One after the other, of all instances one at a time. Whoever stores a visit of such a day meanwhile waits for it, or
-/// for the next attempt: CONCURRENTLY would not let it wait, but takes the partition's owner and no transaction.
+/// One after the other, of all instances one at a time. Whoever stores a visit of such a day meanwhile waits for it up to
+/// its `lock_timeout`, then for its next attempt, and the visits wait in the log: CONCURRENTLY would not let it wait, but
+/// takes the partition's owner and no transaction.
 async fn index_all(connector: Connector, before: Day) -> Result<(), Failure> {
     let (client, _connection) = connector.connect_closable(|| {}).await.map_err(failure)?;
     let limit = std::time::Duration::from_millis(INDEX_MAX_MS.into());
