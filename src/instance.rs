@@ -17,6 +17,7 @@ use crate::redis::Redis;
 use crate::resolve::follow::Follower;
 use crate::resolve::{Memory, Tier};
 use crate::store::Store;
+use crate::visits::batch::Fates;
 use crate::visits::{Dropped, Drops};
 use crate::{accept, http};
 
@@ -40,8 +41,8 @@ pub struct Core {
     pub accept: Arc<accept::Counts>,
 }
 
-/// What became of the visits of this process, and of those that it found in its spool. All zeros without recording, but
-/// for what was answered.
+/// What became of the visits of this process: `answered = stored + pending + drops`; and of those that it found in its
+/// spool. All zeros without recording, but for what was answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VisitFigures {
     /// Redirects to a target that left.
@@ -51,9 +52,12 @@ pub struct VisitFigures {
     pub stored: u64,
     /// Neither stored nor given up.
     pub pending: u64,
-    /// Since the oldest of them was answered.
-    pub oldest_pending_seconds: u64,
     pub drops: Drops,
+    pub earlier: EarlierVisits,
+    /// What was stored and dropped since the process began, of every start; never goes back.
+    pub ever: Fates,
+    /// Since the oldest that is pending, of whichever start, was answered.
+    pub oldest_pending_seconds: u64,
     /// Bytes of the log, and how many it may have.
     pub spool_bytes: u64,
     pub spool_max_bytes: u64,
@@ -61,6 +65,22 @@ pub struct VisitFigures {
     pub sink_away_since: Option<UnixMillis>,
     /// Since when the log cannot be written.
     pub spool_failing_since: Option<UnixMillis>,
+}
+
+/// Visits that earlier starts have left in the spool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EarlierVisits {
+    /// What became of them since this process began.
+    pub fates: Fates,
+    pub pending: u64,
+}
+
+impl EarlierVisits {
+    /// `{"stored", "pending", "dropped": {reason: n}}`.
+    #[must_use]
+    pub fn show(&self) -> Value {
+        json!({"stored": self.fates.stored, "pending": self.pending, "dropped": dropped(&self.fates.drops)})
+    }
 }
 
 /// Drops by reason, all of them.
@@ -303,6 +323,7 @@ impl Instance {
                 "pending": visits.pending,
                 "oldest_pending_seconds": visits.oldest_pending_seconds,
                 "dropped": dropped(&visits.drops),
+                "earlier": visits.earlier.show(),
                 "sink_away_since": visits.sink_away_since.map(rfc3339),
                 "spool_failing_since": visits.spool_failing_since.map(rfc3339),
                 "spool_bytes": visits.spool_bytes,
@@ -352,6 +373,6 @@ mod tests {
         check(true, 1_000, 1_000, 61_000, 60_000, None);
         check(true, 2_000, 1_000, 61_000, 60_000, None);
         check(true, 0, 1_000, 61_000, -5, None);
-        check(true, 0, 1, u64::MAX, i64::MAX, None);
+        check(true, 0, 1, u64::MAX, i64::MAX - 1_000, None);
     }
 }

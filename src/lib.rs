@@ -41,8 +41,9 @@
 //! a timer. Only `domain::time` reads the clock. No queue is unbounded. No secret stands in a log line. No request makes an
 //! outbound connection.
 //!
-//! Imports point one way: `domain, metrics, control ◀ codes, visits ◀ guard ◀ config ◀ breaker ◀ redis, store ◀ links,
-//! resolve ◀ table, http ◀ accept ◀ instance ◀ api ◀ app ◀ cli ◀ main`.
+//! Imports point one way: `domain, metrics, control ◀ codes ◀ guard ◀ config ◀ breaker, log ◀ redis, store ◀ links, resolve
+//! ◀ table ◀ stats, visits ◀ http ◀ accept ◀ instance ◀ api ◀ app ◀ cli ◀ main`. One knot is left: `visits::batch` rolls up
+//! its rows by `stats::rollup`, which is written in terms of them.
 //!
 //! The modules in the order in which a request travels:
 

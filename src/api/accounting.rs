@@ -1,9 +1,10 @@
 //! `GET /api/v1/accounting`: what was answered, and what became of it.
 //!
-//! `{"instance": {"name", …}, "instances": {name: {…}}, "all": {…}}`, each with `{"answered", "stored", "pending",
-//! "dropped": {reason: n}}`, where `answered = stored + pending + dropped`. `instance` is this process since its start, as
-//! it knows it itself (`pending` is what the spool still has, of earlier starts too); `instances` and `all` are what the
-//! store has of every instance that ever ran, as late as their last batch, with `"at"` of it.
+//! `{"instance": {"name", …, "earlier": {…}}, "instances": {name: {…}}, "all": {…}}`, each with `{"answered", "stored",
+//! "pending", "dropped": {reason: n}}`, where `answered = stored + pending + dropped`. `instance` is this process since its
+//! start, as it knows it itself; `earlier`, without `answered`, is what it has found in its spool of earlier starts, and
+//! what became of that since. `instances` and `all`, their sum, are what the store has of every instance that ever ran, as
+//! late as their last batch, with `"at"` of it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ pub async fn accounting(
         "stored": figures.stored,
         "pending": figures.pending,
         "dropped": dropped(&figures.drops),
+        "earlier": figures.earlier.show(),
     });
     let instances: BTreeMap<&str, Value> =
         accounts.iter().map(|account| (account.instance.as_str(), show(account))).collect();

@@ -170,14 +170,25 @@ impl Collector for Scrape {
             [(vec![], visits(|counts| counts.orphan.get()))],
         )?;
         sheet.counter("waypost_visits_spooled", "Visits that are in the log on disk.", [(vec![], figures.spooled)])?;
-        sheet.counter("waypost_visits_stored", "Visits that the store has.", [(vec![], figures.stored)])?;
+        sheet.counter(
+            "waypost_visits_stored",
+            "Visits that were stored, of earlier starts too; what the store lost in a failover counts again.",
+            [(vec![], figures.ever.stored)],
+        )?;
         sheet.counter(
             "waypost_visits_dropped",
-            "Visits that were given up, by reason.",
-            Dropped::ALL.iter().zip(figures.drops).map(|(dropped, visits)| (label("reason", dropped.name()), visits)),
+            "Visits that were given up, of earlier starts too, by reason.",
+            Dropped::ALL
+                .iter()
+                .zip(figures.ever.drops)
+                .map(|(dropped, visits)| (label("reason", dropped.name()), visits)),
         )?;
         let gauges = [
-            ("waypost_visits_pending", "Visits that are neither stored nor given up.", figures.pending),
+            (
+                "waypost_visits_pending",
+                "Visits that are neither stored nor given up, of earlier starts too.",
+                figures.pending + figures.earlier.pending,
+            ),
             (
                 "waypost_visit_oldest_pending_seconds",
                 "Since the oldest of them was answered.",

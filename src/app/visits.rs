@@ -13,7 +13,7 @@ use anyhow::Context;
 use super::BadConfiguration;
 use crate::config::{Breaker, Config};
 use crate::domain::time;
-use crate::instance::{Core, VisitFigures};
+use crate::instance::{Core, EarlierVisits, VisitFigures};
 use crate::store::Store;
 use crate::store::sqlite::VISITS_FILE;
 use crate::visits::agents::patterns::BotList;
@@ -22,7 +22,7 @@ use crate::visits::batch::{self, Builder};
 use crate::visits::sink::{self, Sink};
 use crate::visits::spool::{self, Epoch, Spool};
 use crate::visits::visitor::Keys;
-use crate::visits::writer::{self, Figures, Writer};
+use crate::visits::writer::{self, Figures, Report, Writer};
 use crate::visits::{Dropped, Recorder, visitor_keys};
 
 const DEAD_LETTERS: &str = "dead-letters.ndjson";
@@ -108,30 +108,41 @@ impl Standing {
         // What is settled is read before what was recorded: whatever happens between counts as pending, never the reverse.
         let report = self.figures.report();
         let spool = self.spool.figures();
-        let sum = |count: fn(&spool::read::Tally) -> u64| spool.cores.iter().map(count).sum::<u64>();
         let answered = cores.iter().map(|core| core.http.visits.answered()).sum::<u64>();
-        let mut drops = report.drops;
-        let unrecorded = sum(|core| core.ring_full) + sum(|core| core.spool_error);
-        drops[Dropped::RingFull as usize] += sum(|core| core.ring_full);
-        drops[Dropped::SpoolError as usize] += sum(|core| core.spool_error);
-        // The store is told of it when it is back; everybody else is now.
-        let untold = spool.given_up.saturating_sub(drops[Dropped::SpoolFull as usize]);
+        figures(&report, &spool, answered)
+    }
+}
+
+/// Of figures that were read in this order.
+fn figures(report: &Report, spool: &spool::Figures, answered: u64) -> VisitFigures {
+    let sum = |count: fn(&spool::read::Tally) -> u64| spool.cores.iter().map(count).sum::<u64>();
+    let [ring_full, spool_error] = [sum(|core| core.ring_full), sum(|core| core.spool_error)];
+    let recorded = answered.saturating_sub(ring_full + spool_error).saturating_sub(report.own.sum());
+    // The store is told of it when it is back; everybody else is now.
+    let untold = spool.given_up.saturating_sub(report.own.drops[Dropped::SpoolFull as usize]).min(recorded);
+    let mut own = report.own;
+    let mut ever = report.ever;
+    for drops in [&mut own.drops, &mut ever.drops] {
+        drops[Dropped::RingFull as usize] += ring_full;
+        drops[Dropped::SpoolError as usize] += spool_error;
         drops[Dropped::SpoolFull as usize] += untold;
-        let own = answered.saturating_sub(unrecorded).saturating_sub(report.settled).saturating_sub(untold);
-        let pending = report.pending + own;
-        let oldest = report.oldest_pending.filter(|_| pending > 0);
-        VisitFigures {
-            answered,
-            spooled: sum(|core| core.visits),
-            stored: report.stored,
-            pending,
-            oldest_pending_seconds: oldest.map_or(0, |at| u64::try_from((time::now().0 - at.0) / 1000).unwrap_or(0)),
-            drops,
-            spool_bytes: spool.bytes,
-            spool_max_bytes: spool.bytes_max,
-            sink_away_since: report.away.map(|away| away.since),
-            spool_failing_since: spool.failing_since,
-        }
+    }
+    let pending = recorded - untold;
+    let earlier = EarlierVisits { fates: report.earlier, pending: report.earlier_pending };
+    let oldest = report.oldest_pending.filter(|_| pending + earlier.pending > 0);
+    VisitFigures {
+        answered,
+        spooled: sum(|core| core.visits),
+        stored: own.stored,
+        pending,
+        drops: own.drops,
+        earlier,
+        ever,
+        oldest_pending_seconds: oldest.map_or(0, |at| u64::try_from((time::now().0 - at.0) / 1000).unwrap_or(0)),
+        spool_bytes: spool.bytes,
+        spool_max_bytes: spool.bytes_max,
+        sink_away_since: report.away.as_ref().map(|away| away.since),
+        spool_failing_since: spool.failing_since,
     }
 }
 

@@ -45,7 +45,8 @@ pub struct Import {
     /// Check everything, and write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Move everything of the embedded store in this folder into Postgres; stop the server that uses it first
+    /// Move everything of the embedded store in this folder into Postgres, but for single visits (`waypost export --visits`
+    /// writes them): what is added up of them moves; stop the server that uses it first
     #[arg(long, value_name = "DATA", conflicts_with_all = ["file", "format", "on_conflict", "dry_run"])]
     from_embedded: Option<PathBuf>,
 }

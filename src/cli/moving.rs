@@ -1,8 +1,8 @@
 //! `waypost import --from-embedded`: everything of an embedded store into Postgres.
 //!
 //! In: the folder of an embedded store that no server uses, and a Postgres that has the schema and no links of its own.
-//! Out: there what was here, ids, versions, deleted links, keys and pins included, each link compared; and the counts of
-//! both sides.
+//! Out: there what was here, ids, versions, deleted links, keys, pins and what is added up of visits included, each link
+//! compared; and the counts of both sides. Single visits stay behind: they are exported.
 //! Never: changes the embedded store; changes a link that is in Postgres already, so that it may be run again whenever it
 //! was interrupted; calls a move done of which a link differs.
 //! At its limit: keeps [`BATCH`] links in memory; what is written to the embedded store meanwhile is noticed at the end,
@@ -24,6 +24,7 @@ use crate::domain::key::Key;
 use crate::domain::link::{Link, LinkId};
 use crate::domain::time;
 use crate::guard::keys::KeyRecord;
+use crate::stats::query::Stats;
 use crate::store::row::{Filter, Found, Reading, Rest};
 use crate::store::sqlite::{self, Sqlite};
 use crate::store::{self, Store};
@@ -32,6 +33,8 @@ use crate::store::{self, Store};
 const BATCH: u32 = 5_000;
 /// Links that are compared at a time: few enough for the time limits of a page and of a look-up.
 const COMPARED: u32 = 500;
+/// Totals or days of visits to a transaction: each has up to 8 KiB.
+const ADDED_UP: u32 = 500;
 
 /// What a store has.
 struct Side {
@@ -40,6 +43,8 @@ struct Side {
     deleted: Option<u64>,
     keys: u64,
     pins: u64,
+    /// Those of links.
+    visits: u64,
 }
 
 pub fn run(data: &Path, common: &Common) -> Outcome {
@@ -122,7 +127,11 @@ async fn move_all(
         .into());
     }
     compare(source, target, &rest, bar).await?;
+    copy_visits(source, target).await?;
     let from = here(source, &rest).await?;
+    if Stats::of(target).sum().await.map_err(stopped)? != from.visits {
+        return Err(begin_anew("what is added up of visits"));
+    }
     let version = rest.version;
     target.adopt_rest(rest, true).await.map_err(stopped)?;
     moved_at(target, version).await.map_err(stopped)?;
@@ -151,16 +160,39 @@ async fn copy(source: &Store, target: &Store, mut after: LinkId, bar: &ProgressB
     }
 }
 
+/// What is added up of visits, after the links that it is of.
+async fn copy_visits(source: &Store, target: &Store) -> Outcome {
+    let (Stats::Sqlite(source), Stats::Postgres(target)) = (Stats::of(source), Stats::of(target)) else {
+        return Err(anyhow!("visits move out of an embedded store into Postgres alone").into());
+    };
+    target.adopt_places(&source.places().await?).await.map_err(stopped)?;
+    let mut after = LinkId(0);
+    loop {
+        let totals = source.totals(after, ADDED_UP).await?;
+        let Some((last, _)) = totals.last() else { break };
+        after = *last;
+        target.adopt_totals(&totals).await.map_err(stopped)?;
+    }
+    let mut after = (LinkId(0), i32::MIN);
+    loop {
+        let days = source.days(after, ADDED_UP).await?;
+        let Some(last) = days.last() else { return Ok(()) };
+        after = (last.link, last.row.day);
+        target.adopt_days(&days).await.map_err(stopped)?;
+    }
+}
+
+fn begin_anew(what: &str) -> Failure {
+    anyhow!(
+        "{what} is not the same in both stores, so it was changed after it had been moved: empty the database, \
+         run `waypost migrate`, then this again"
+    )
+    .into()
+}
+
 /// Everything that is in `source` must be in `target`, and be the same.
 async fn compare(source: &Store, target: &Store, rest: &Rest, bar: &ProgressBar) -> Outcome {
     let hosts = Hosts(rest.domains.clone());
-    let begin_anew = |what: String| -> Failure {
-        anyhow!(
-            "{what} is not the same in both stores, so it was changed after it had been moved: empty the database, \
-             run `waypost migrate`, then this again"
-        )
-        .into()
-    };
     bar.set_position(0);
     let mut after = LinkId(0);
     loop {
@@ -169,18 +201,18 @@ async fn compare(source: &Store, target: &Store, rest: &Rest, bar: &ProgressBar)
         let (from, count) = (after, links.len() as u64);
         after = last.id;
         if let Some(key) = difference(target, from, links).await.map_err(stopped)? {
-            return Err(begin_anew(format!("the link {}", link::name(key, hosts.name(key.domain)))));
+            return Err(begin_anew(&format!("the link {}", link::name(key, hosts.name(key.domain)))));
         }
         bar.inc(count);
     }
     let keys = target.keys().await.map_err(stopped)?;
     let known = |key: &&KeyRecord| keys.iter().any(|other| other.id == key.id && other.revoked_at == key.revoked_at);
     if let Some(key) = rest.keys.iter().find(|key| !known(key)) {
-        return Err(begin_anew(format!("the API key {}", key.id)));
+        return Err(begin_anew(&format!("the API key {}", key.id)));
     }
     let pins: HashSet<Key> = target.pins().await.map_err(stopped)?.into_iter().collect();
     match rest.pins.iter().find(|key| !pins.contains(key)) {
-        Some(key) => Err(begin_anew(format!("the pin of {}", link::name(*key, hosts.name(key.domain))))),
+        Some(key) => Err(begin_anew(&format!("the pin of {}", link::name(*key, hosts.name(key.domain))))),
         None => Ok(()),
     }
 }
@@ -220,6 +252,7 @@ async fn here(source: &Store, rest: &Rest) -> Result<Side, Failure> {
         deleted: Some(rest.links.saturating_sub(links)),
         keys: rest.keys.len() as u64,
         pins: rest.pins.len() as u64,
+        visits: Stats::of(source).sum().await?,
     })
 }
 
@@ -229,6 +262,7 @@ async fn there(target: &Store, deleted: Option<u64>) -> Result<Side, Failure> {
         deleted,
         keys: target.keys().await?.len() as u64,
         pins: target.pins().await?.len() as u64,
+        visits: Stats::of(target).sum().await?,
     })
 }
 
@@ -254,8 +288,10 @@ fn bar() -> ProgressBar {
 
 fn report(moved: Option<u64>, from: &Side, to: &Side, as_json: bool) -> String {
     if as_json {
-        let side =
-            |side: &Side| json!({"links": side.links, "deleted": side.deleted, "keys": side.keys, "pins": side.pins});
+        let side = |side: &Side| {
+            json!({"links": side.links, "deleted": side.deleted, "keys": side.keys, "pins": side.pins,
+                "visits": side.visits})
+        };
         return json!({"moved": moved.unwrap_or(0), "was_done": moved.is_none(), "embedded": side(from), "postgres": side(to)})
             .to_string();
     }
@@ -273,6 +309,7 @@ fn report(moved: Option<u64>, from: &Side, to: &Side, as_json: bool) -> String {
         row("deleted", from.deleted, to.deleted),
         row("keys", Some(from.keys), Some(to.keys)),
         row("pins", Some(from.pins), Some(to.pins)),
+        row("visits", Some(from.visits), Some(to.visits)),
     ];
     format!("{head}\n{}", table(&rows))
 }
@@ -283,11 +320,11 @@ mod tests {
 
     #[test]
     fn reports() {
-        let side = |links, deleted| Side { links, deleted, keys: 2, pins: 1 };
+        let side = |links, deleted| Side { links, deleted, keys: 2, pins: 1, visits: 9 };
         assert_eq!(
             report(Some(1_234), &side(1_200, Some(34)), &side(1_200, Some(34)), false),
             "moved 1,234 links, each is the same in both stores\n         \
-             EMBEDDED  POSTGRES\nlinks    1,200     1,200\ndeleted  34        34\nkeys     2         2\npins     1         1"
+             EMBEDDED  POSTGRES\nlinks    1,200     1,200\ndeleted  34        34\nkeys     2         2\npins     1         1\nvisits   9         9"
         );
         let text = report(None, &side(5, Some(0)), &side(7, None), false);
         assert!(text.starts_with("nothing was left to do") && text.contains("\ndeleted  0         -\n"), "{text}");
@@ -296,8 +333,8 @@ mod tests {
             json!({
                 "moved": 0,
                 "was_done": true,
-                "embedded": {"links": 5, "deleted": 0, "keys": 2, "pins": 1},
-                "postgres": {"links": 7, "deleted": null, "keys": 2, "pins": 1},
+                "embedded": {"links": 5, "deleted": 0, "keys": 2, "pins": 1, "visits": 9},
+                "postgres": {"links": 7, "deleted": null, "keys": 2, "pins": 1, "visits": 9},
             })
         );
     }

@@ -38,7 +38,7 @@ pub struct Warm {
     /// Codes of links
     #[arg(value_name = "CODE")]
     codes: Vec<String>,
-    /// The N most visited links
+    /// The N most visited links: clicks, and what an import brought along
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     top: Option<u32>,
     /// All links with this tag

@@ -71,3 +71,37 @@ impl Class {
         }
     }
 }
+
+/// Why a visit is not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Dropped {
+    RingFull,
+    SpoolError,
+    SpoolFull,
+    Corrupt,
+    FailoverGap,
+    Refused,
+    Bot,
+}
+
+impl Dropped {
+    pub const ALL: [Self; 7] =
+        [Self::RingFull, Self::SpoolError, Self::SpoolFull, Self::Corrupt, Self::FailoverGap, Self::Refused, Self::Bot];
+
+    /// As metrics, the accounting and the store name it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RingFull => "ring_full",
+            Self::SpoolError => "spool_error",
+            Self::SpoolFull => "spool_full",
+            Self::Corrupt => "corrupt",
+            Self::FailoverGap => "failover_gap",
+            Self::Refused => "refused",
+            Self::Bot => "bot",
+        }
+    }
+}
+
+/// Visits that are given up, by [`Dropped::ALL`].
+pub type Drops = [u64; Dropped::ALL.len()];

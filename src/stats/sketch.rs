@@ -222,7 +222,13 @@ impl Default for Visitors {
 impl Sketch {
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        self.buckets.is_empty() && self.has_only_buckets()
+    }
+
+    fn has_only_buckets(&self) -> bool {
+        self.entries.is_empty()
+            && self.left_out == [LeftOut::default(); _]
+            && matches!(&self.visitors, Visitors::Exact(hashes) if hashes.is_empty())
     }
 
     /// Counts visits in a quarter of an hour of the day, 0 to 95.
@@ -289,13 +295,6 @@ impl Sketch {
         }
     }
 
-    /// The same without its buckets: of totals, which are of no day.
-    #[must_use]
-    pub fn without_quarters(&self) -> Self {
-        let (entries, visitors) = (self.entries.clone(), self.visitors.clone());
-        Self { buckets: Vec::new(), entries, left_out: self.left_out, visitors }
-    }
-
     fn merge_entries(&mut self, theirs: Vec<Entry>, left_out: [LeftOut; Dimension::ALL.len()]) {
         // What one of the two does not have, it may have left out as often as its floor says.
         for entry in &mut self.entries {
@@ -325,6 +324,10 @@ impl Sketch {
     /// Puts entries in order, and takes the least frequent ones of a dimension away if there are more than may be.
     fn settle(&mut self) {
         self.entries.sort_unstable_by(|a, b| a.key().cmp(&b.key()));
+        // Most sketches are of a few visits: no dimension has more values than all of them.
+        if self.entries.len() <= Dimension::Device.values_max() {
+            return;
+        }
         for dimension in Dimension::ALL {
             self.leave_out(dimension);
         }
@@ -394,12 +397,21 @@ impl Sketch {
 
     /// Appends its bytes; none if it is empty.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        if self.is_empty() {
+        self.encode_with(&self.buckets, out);
+    }
+
+    /// The same without its buckets: of totals, which are of no day.
+    pub fn encode_without_quarters(&self, out: &mut Vec<u8>) {
+        self.encode_with(&[], out);
+    }
+
+    fn encode_with(&self, buckets: &[(u8, u64)], out: &mut Vec<u8>) {
+        if buckets.is_empty() && self.has_only_buckets() {
             return;
         }
         out.push(VERSION);
-        put(out, self.buckets.len() as u64);
-        for (quarter, visits) in &self.buckets {
+        put(out, buckets.len() as u64);
+        for (quarter, visits) in buckets {
             out.push(*quarter);
             put(out, *visits);
         }
@@ -776,7 +788,9 @@ mod tests {
         sketch.see_visitor(u64::MAX);
         sketch.count_values(values.iter().map(|(dimension, value)| (*dimension, value, 1)));
         assert_eq!(encoded(&sketch).len(), 33);
-        assert_eq!(encoded(&sketch.without_quarters()).len(), 31);
+        let mut of_total = Vec::new();
+        sketch.encode_without_quarters(&mut of_total);
+        assert_eq!(of_total.len(), 31);
         assert_eq!(sketch.top(Dimension::Referrer), [("example.com".to_owned(), 1)]);
         assert!(encoded(&Sketch::default()).is_empty());
         assert_eq!(Value::new(Dimension::Browser, ""), None);

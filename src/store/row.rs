@@ -164,7 +164,7 @@ pub enum WarmWhat {
     /// Each as its domain's number and code.
     Codes(Vec<(u16, String)>),
     Tag(String),
-    /// The most visited.
+    /// The most visited, by clicks, tools and what an import brought along.
     Top(u32),
 }
 

@@ -1,9 +1,9 @@
 //! What comes out of a store about visits: rows of totals, of days, and of single visits.
 
 use crate::domain::key::DomainId;
+use crate::domain::link::LinkId;
 use crate::domain::time::UnixMillis;
-use crate::domain::visit::Class;
-use crate::visits::{Dropped, Drops};
+use crate::domain::visit::{Class, Dropped, Drops};
 
 /// Days that are read at a time: five years.
 pub const DAYS_MAX: u16 = 1_827;
@@ -53,6 +53,30 @@ pub struct LinkRows {
     pub totals: Totals,
     /// Newest first; those without visits are left out.
     pub days: Vec<DayRow>,
+}
+
+/// The visits of a link on a day, as they move to another store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DayOfLink {
+    pub link: LinkId,
+    pub row: DayRow,
+    /// The last click or tool.
+    pub last_at: Option<UnixMillis>,
+}
+
+/// Up to where the records of a core of a start are stored, as it moves to another store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// As the store has it: the same 64 bits, signed.
+    pub epoch: i64,
+    pub core: i32,
+    pub instance: String,
+    pub next: u64,
+    pub stored: u64,
+    pub answered: u64,
+    pub at: UnixMillis,
+    /// Visits that were given up, by reason.
+    pub drops: Vec<(String, u64)>,
 }
 
 /// A visit as the store has it.

@@ -57,6 +57,7 @@ use self::spool::record::{Record, RequestId};
 use self::spool::ring::RingWriter;
 use crate::config::KeptAddress;
 use crate::domain::time::UnixMillis;
+pub use crate::domain::visit::{Dropped, Drops};
 use crate::domain::visit::{Kind, Of, Visit};
 use crate::metrics::Counter;
 use crate::stats::rollup::DAY_MS;
@@ -78,40 +79,6 @@ impl Counts {
         self.click.get() + self.head.get() + self.prefetch.get()
     }
 }
-
-/// Why a visit is not stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Dropped {
-    RingFull,
-    SpoolError,
-    SpoolFull,
-    Corrupt,
-    FailoverGap,
-    Refused,
-    Bot,
-}
-
-impl Dropped {
-    pub const ALL: [Self; 7] =
-        [Self::RingFull, Self::SpoolError, Self::SpoolFull, Self::Corrupt, Self::FailoverGap, Self::Refused, Self::Bot];
-
-    /// As metrics, the accounting and the store name it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::RingFull => "ring_full",
-            Self::SpoolError => "spool_error",
-            Self::SpoolFull => "spool_full",
-            Self::Corrupt => "corrupt",
-            Self::FailoverGap => "failover_gap",
-            Self::Refused => "refused",
-            Self::Bot => "bot",
-        }
-    }
-}
-
-/// Visits that are given up, by [`Dropped::ALL`].
-pub type Drops = [u64; Dropped::ALL.len()];
 
 /// Records of codes that lead nowhere, a second and core. Who guesses codes cannot fill the store with them.
 const ORPHANS_PER_SECOND: u32 = 100;

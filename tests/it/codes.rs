@@ -211,6 +211,8 @@ fn an_instance_that_slept_over_its_lease_makes_no_code_of_another() {
         first.signal(Signal::STOP);
     }
     eventually(LIMIT, "the lease is over", || store.takes_worker(7));
+    // The first one has its spool still.
+    setup.configure(&format!("{config}\n[spool]\ndir = {:?}\n", setup.data().join("second")));
     let second = setup.start();
     links(&second, &mut codes);
     first.signal(Signal::CONT);

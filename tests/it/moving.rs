@@ -68,6 +68,18 @@ fn source() -> Place {
     place.ok(&["key", "create", "--scope", "admin", "--name", "first"]);
     let revoked = place.json(&["key", "create", "--scope", "links:read", "--per-minute", "7"]);
     place.ok(&["key", "revoke", revoked["id"].as_str().unwrap()]);
+    // Each link has ten visits on a day, and the core of a start that stored them gave up three more.
+    let visits = Connection::open(place.data().join(sqlite::VISITS_FILE)).unwrap();
+    visits
+        .execute_batch(&format!(
+            "ATTACH '{}' AS links;
+             INSERT INTO link_totals SELECT id, 7, 1, 2, 0, 0, 1800000000000, 1800000000001, x'' FROM links.links;
+             INSERT INTO link_days SELECT id, 20833, 7, 1, 2, 0, 0, 1800000000001, x'' FROM links.links;
+             INSERT INTO spool_positions VALUES (-5, 1, 'one', 100, 90, 93, 1800000000000);
+             INSERT INTO spool_drops VALUES (-5, 1, 'ring_full', 3);",
+            place.data().join("waypost.db").display()
+        ))
+        .unwrap();
     place
 }
 
@@ -90,6 +102,8 @@ fn shown(place: &Place) -> Vec<Value> {
     let mut all = vec![place.json(&["link", "ls"]), place.json(&["key", "list"])];
     for code in ["plain", "full", "some", "times", "off", "old"] {
         all.push(place.json(&["link", "show", code]));
+        all.push(place.json(&["stats", code]));
+        assert_eq!(all.last().unwrap()["total_clicks"], 8, "{all:?}");
     }
     all.push(place.json(&["link", "show", "plain", "--domain", "other.test"]));
     all
@@ -155,16 +169,19 @@ fn no_password_is_shown() {
 #[test]
 fn everything_moves_once() {
     let source = source();
-    let (target, _database) = target();
+    let (target, database) = target();
     let data = source.data();
     let arguments = ["import", "--from-embedded", data.to_str().unwrap()];
     target.check(&arguments, 78, &["waypost migrate"]);
     target.ok(&["migrate", "--grants", ROLE]);
 
     let moved = target.json(&arguments);
-    let side = json!({"links": 8, "deleted": 1, "keys": 2, "pins": 2});
+    let side = json!({"links": 8, "deleted": 1, "keys": 2, "pins": 2, "visits": 90});
     assert_eq!(moved, json!({"moved": 9, "was_done": false, "embedded": side, "postgres": side}));
     assert_eq!(shown(&target), shown(&source));
+    // What the spool keeps is not stored once more.
+    assert_eq!(database.sql("SELECT * FROM spool_positions"), "-5|1|one|100|90|93|1800000000000");
+    assert_eq!(database.sql("SELECT * FROM spool_drops"), "-5|1|ring_full|3");
     let exported = |place: &Place| place.ok(&["export", "--format", "ndjson"]);
     assert_eq!(exported(&target), exported(&source));
     target.check(&["link", "show", "gone"], 1, &["the link gone was deleted at"]);

@@ -4,14 +4,15 @@
 //! Never: writes; makes `visits.db` (without one nothing was visited yet).
 //! At its limit: [`crate::store::visited::DAYS_MAX`] days at a time; readings wait for room as those of the store do, and end within its time-out.
 
+mod moving;
 pub(crate) mod sqlite;
 
 use crate::domain::link::LinkId;
+use crate::domain::visit::Drops;
 use crate::store::postgres::Postgres;
 use crate::store::row::Reading;
 use crate::store::visited::{Account, Days, LinkRows};
 use crate::store::{Result, Store};
-use crate::visits::Drops;
 
 pub use sqlite::Sqlite;
 
@@ -44,6 +45,14 @@ impl Stats {
         match self {
             Self::Sqlite(sqlite) => sqlite.read(sqlite::accounts).await,
             Self::Postgres(postgres) => postgres.accounts().await,
+        }
+    }
+
+    /// All visits of links that are added up, of every kind.
+    pub async fn sum(&self) -> Result<u64> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.sum().await,
+            Self::Postgres(postgres) => postgres.sum_of_visits().await,
         }
     }
 }

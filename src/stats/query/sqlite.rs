@@ -4,16 +4,15 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
-use tokio::sync::Semaphore;
 
 use crate::domain::key::DomainId;
 use crate::domain::link::LinkId;
 use crate::domain::time::UnixMillis;
 use crate::domain::visit::Class;
-use crate::store::sqlite::file::connect;
+use crate::store::sqlite::file::{Readers, connect};
 use crate::store::sqlite::{VISITS_FILE, explain};
 use crate::store::visited::{self, Account, DAYS_MAX, DayRow, Days, Exported, Kinds, LinkRows, Totals};
 use crate::store::{Error, Result};
@@ -29,20 +28,17 @@ pub struct Sqlite(Arc<Shared>);
 struct Shared {
     visits: PathBuf,
     links: PathBuf,
-    idle: Mutex<Vec<Connection>>,
-    reading: Semaphore,
+    readers: Arc<Readers>,
 }
 
 impl Sqlite {
     /// `visits.db` beside the file of links; it is opened when something is read.
     #[must_use]
     pub fn beside(links: &Path) -> Self {
-        Self(Arc::new(Shared {
-            visits: links.with_file_name(VISITS_FILE),
-            links: links.to_owned(),
-            idle: Mutex::default(),
-            reading: Semaphore::new(READERS_MAX),
-        }))
+        let visits = links.with_file_name(VISITS_FILE);
+        let files = (visits.clone(), links.to_owned());
+        let readers = Readers::new(READERS_MAX, move || reader(&files.0, &files.1));
+        Self(Arc::new(Shared { visits, links: links.to_owned(), readers }))
     }
 
     /// Runs `work` in one read transaction; what it returns is empty where there is no file yet.
@@ -50,37 +46,28 @@ impl Sqlite {
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let _reading = self.0.reading.acquire().await.map_err(|_| Error::Broken("it is closed".into()))?;
-        let this = self.clone();
-        let task = tokio::task::spawn_blocking(move || this.read_here(work));
-        task.await.map_err(|error| Error::Broken(format!("a read ended early: {error}")))?
-    }
-
-    /// The same on the caller's own thread, which waits for the disk.
-    pub(crate) fn read_here<T: Default>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        let idle = self.0.idle.lock().expect("nobody panics with it").pop();
-        let mut db = match idle {
-            Some(db) => db,
-            None if !self.0.visits.exists() => return Ok(T::default()),
-            None => self.connect()?,
-        };
-        let transaction = db.transaction().map_err(explain)?;
-        let value = work(&transaction).map_err(explain)?;
-        transaction.commit().map_err(explain)?;
-        self.0.idle.lock().expect("nobody panics with it").push(db);
-        Ok(value)
-    }
-
-    fn connect(&self) -> Result<Connection> {
-        let db = connect(&self.0.visits, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        let links = self.0.links.to_str();
-        let links = links.ok_or_else(|| Error::Broken(format!("{}: its path is no text", self.0.links.display())))?;
-        db.execute("ATTACH ?1 AS links_db", [links]).map_err(explain)?;
-        Ok(db)
+        if self.0.visits.exists() { self.0.readers.read(work).await } else { Ok(T::default()) }
     }
 }
 
-fn kinds(row: &Row<'_>, first: usize) -> rusqlite::Result<Kinds> {
+fn reader(visits: &Path, links: &Path) -> Result<Connection> {
+    let db = connect(visits, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let links = links.to_str().ok_or_else(|| Error::Broken(format!("{}: its path is no text", links.display())))?;
+    db.execute("ATTACH ?1 AS links_db", [links]).map_err(explain)?;
+    Ok(db)
+}
+
+/// The first eight columns of a row of totals.
+pub(super) fn totals(row: &Row<'_>) -> rusqlite::Result<Totals> {
+    Ok(Totals {
+        kinds: kinds(row, 0)?,
+        first_at: row.get::<_, Option<i64>>(5)?.map(UnixMillis),
+        last_at: row.get::<_, Option<i64>>(6)?.map(UnixMillis),
+        sketch: row.get(7)?,
+    })
+}
+
+pub(super) fn kinds(row: &Row<'_>, first: usize) -> rusqlite::Result<Kinds> {
     let mut kinds = Kinds::default();
     for (column, count) in kinds.iter_mut().enumerate() {
         *count = row.get(first + column)?;
@@ -94,14 +81,7 @@ pub(super) fn link(db: &Connection, link: LinkId, days: Days) -> rusqlite::Resul
             "SELECT clicks, tools, bots, heads, prefetches, first_at, last_at, sketch FROM link_totals
              WHERE link_id = ?1",
         )?
-        .query_row([link.0], |row| {
-            Ok(Totals {
-                kinds: kinds(row, 0)?,
-                first_at: row.get::<_, Option<i64>>(5)?.map(UnixMillis),
-                last_at: row.get::<_, Option<i64>>(6)?.map(UnixMillis),
-                sketch: row.get(7)?,
-            })
-        })
+        .query_row([link.0], totals)
         .optional()?
         .unwrap_or_default();
     let sketch = if days.sketches { "sketch" } else { "x''" };
@@ -159,7 +139,7 @@ impl Sqlite {
             return Ok(());
         }
         // Its own, which takes the temporary table along when it goes.
-        let db = self.connect()?;
+        let db = reader(&self.0.visits, &self.0.links)?;
         db.execute(SORT, []).map_err(explain)?;
         let read = |last: usize| -> rusqlite::Result<Vec<Exported>> {
             db.prepare_cached(EXPORT)?.query_map([last, page], exported)?.collect()

@@ -22,6 +22,7 @@ mod links;
 mod listen;
 mod migrate;
 mod moving;
+mod moving_visits;
 mod settings;
 mod stats;
 mod warm;

@@ -219,10 +219,10 @@ impl Postgres {
 }
 
 /// A column.
-fn all<'a, T, V>(rows: &'a [T], value: impl Fn(&'a T) -> V) -> Vec<V> {
+pub(super) fn all<'a, T, V>(rows: &'a [T], value: impl Fn(&'a T) -> V) -> Vec<V> {
     rows.iter().map(value).collect()
 }
 
-fn millis(at: Option<UnixMillis>) -> Option<i64> {
+pub(super) fn millis(at: Option<UnixMillis>) -> Option<i64> {
     at.map(|at| at.0)
 }

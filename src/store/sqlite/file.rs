@@ -6,9 +6,11 @@
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use tokio::sync::Semaphore;
 
 use super::explain;
 use crate::store::schema::{self, Applied, Migration};
@@ -114,6 +116,54 @@ fn applied(db: &Connection) -> rusqlite::Result<Vec<Applied>> {
     let mut statement = db.prepare("SELECT number, checksum FROM schema_migrations ORDER BY number")?;
     let rows = statement.query_map([], |row| Ok(Applied { number: row.get(0)?, checksum: row.get(1)? }))?;
     rows.collect()
+}
+
+/// Connections that only read, so many at once; each is kept for the next one.
+pub(crate) struct Readers {
+    connect: Box<dyn Fn() -> Result<Connection> + Send + Sync>,
+    idle: Mutex<Vec<Connection>>,
+    /// Reads that may be under way on the blocking pool.
+    reading: Semaphore,
+}
+
+impl Readers {
+    pub(crate) fn new(
+        readers_max: usize,
+        connect: impl Fn() -> Result<Connection> + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self { connect: Box::new(connect), idle: Mutex::default(), reading: Semaphore::new(readers_max) })
+    }
+
+    /// Runs `work` in one read transaction.
+    pub(crate) async fn read<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let _reading = self.reading.acquire().await.map_err(|_| Error::Broken("it is closed".into()))?;
+        let this = Arc::clone(self);
+        let task = tokio::task::spawn_blocking(move || this.read_here(work));
+        task.await.map_err(|error| Error::Broken(format!("a read ended early: {error}")))?
+    }
+
+    /// The same on the caller's own thread, which waits for the disk.
+    pub(crate) fn read_here<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        let idle = self.idle.lock().expect("nobody panics with it").pop();
+        let mut db = match idle {
+            Some(db) => db,
+            None => (self.connect)()?,
+        };
+        let transaction = db.transaction().map_err(explain)?;
+        let value = work(&transaction).map_err(explain)?;
+        transaction.commit().map_err(explain)?;
+        self.idle.lock().expect("nobody panics with it").push(db);
+        Ok(value)
+    }
+}
+
+impl std::fmt::Debug for Readers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Readers")
+    }
 }
 
 /// A connection to whatever is at `path`.

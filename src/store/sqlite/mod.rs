@@ -14,13 +14,13 @@ pub mod settings;
 pub mod warm;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
-use self::file::connect;
+use self::file::{Readers, connect};
 use super::row::WarmWhat;
 use super::schema::Migration;
 use super::{Error, Result};
@@ -49,9 +49,7 @@ pub struct Sqlite(Arc<Shared>);
 struct Shared {
     path: PathBuf,
     writes: Sender<Box<dyn Job>>,
-    idle_readers: Mutex<Vec<Connection>>,
-    /// Reads that may be under way on the blocking pool.
-    reading: Semaphore,
+    readers: Arc<Readers>,
 }
 
 /// A piece of work and who waits for it: run once, then told how the commit went.
@@ -115,12 +113,9 @@ impl Sqlite {
             .name("waypost-store".into())
             .spawn(move || write_all(db, &jobs))
             .map_err(|error| Error::Broken(format!("no thread for the writer: {error}")))?;
-        Ok(Self(Arc::new(Shared {
-            path: path.to_owned(),
-            writes,
-            idle_readers: Mutex::new(Vec::new()),
-            reading: Semaphore::new(READERS_MAX),
-        })))
+        let file = path.to_owned();
+        let readers = Readers::new(READERS_MAX, move || reader(&file));
+        Ok(Self(Arc::new(Shared { path: path.to_owned(), writes, readers })))
     }
 
     #[must_use]
@@ -133,44 +128,24 @@ impl Sqlite {
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let _reading = self.0.reading.acquire().await.map_err(|_| Error::Broken("it is closed".into()))?;
-        let this = self.clone();
-        let task = tokio::task::spawn_blocking(move || this.read_here(work));
-        task.await.map_err(|error| Error::Broken(format!("a read ended early: {error}")))?
+        self.0.readers.read(work).await
+    }
+
+    /// The same on the caller's own thread, which waits for the disk.
+    pub fn read_here<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        self.0.readers.read_here(work)
     }
 
     /// The keys that `what` means. The file of visits is attached for it: to a connection of its own, for it is asked
     /// rarely.
     pub async fn keys_of(&self, what: WarmWhat, limit: u32) -> Result<Vec<Key>> {
-        let _reading = self.0.reading.acquire().await.map_err(|_| Error::Broken("it is closed".into()))?;
-        let this = self.clone();
+        let path = self.0.path.clone();
         let task = tokio::task::spawn_blocking(move || {
-            let db = this.reader()?;
-            warm::attach_visits(&db, &this.path().with_file_name(VISITS_FILE)).map_err(explain)?;
+            let db = reader(&path)?;
+            warm::attach_visits(&db, &path.with_file_name(VISITS_FILE)).map_err(explain)?;
             warm::keys_of(&db, &what, limit).map_err(explain)
         });
         task.await.map_err(|error| Error::Broken(format!("a read ended early: {error}")))?
-    }
-
-    /// The same on the caller's own thread, which waits for the disk.
-    pub fn read_here<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        let shared = &*self.0;
-        let idle = shared.idle_readers.lock().expect("nobody panics with it").pop();
-        let mut db = match idle {
-            Some(db) => db,
-            None => self.reader()?,
-        };
-        let transaction = db.transaction().map_err(explain)?;
-        let value = work(&transaction).map_err(explain)?;
-        transaction.commit().map_err(explain)?;
-        shared.idle_readers.lock().expect("nobody panics with it").push(db);
-        Ok(value)
-    }
-
-    fn reader(&self) -> Result<Connection> {
-        let db = connect(&self.0.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        map_pages(&db).map_err(explain)?;
-        Ok(db)
     }
 
     /// Runs `work` in the writer's next transaction and returns what it returned once that is on the disk.
@@ -257,6 +232,12 @@ fn prepare_to_write(db: &Connection) -> rusqlite::Result<()> {
     // A create is durable when it is answered: the log is synced at each commit.
     db.pragma_update(None, "synchronous", "FULL")?;
     db.pragma_update(None, "foreign_keys", true)
+}
+
+fn reader(path: &Path) -> Result<Connection> {
+    let db = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    map_pages(&db).map_err(explain)?;
+    Ok(db)
 }
 
 /// Look-ups of codes that are in no cache read pages at random.

@@ -59,9 +59,10 @@ pub fn keys_of(db: &Connection, what: &WarmWhat, limit: u32) -> Result<Vec<Key>>
 
 /// Attaches the file of visits to a connection, for [`keys_of`]. It must not be in a transaction.
 pub fn attach_visits(db: &Connection, visits: &Path) -> Result<()> {
-    // Without one nothing was visited yet; ATTACH would make it, or fail where the connection only reads.
+    // Without one nothing was visited yet.
     if visits.exists() {
-        db.execute("ATTACH ?1 AS visited", [visits.to_string_lossy()])?;
+        let text = visits.to_str().ok_or_else(|| Error::InvalidPath(visits.to_owned()))?;
+        db.execute("ATTACH ?1 AS visited", [text])?;
     }
     Ok(())
 }

@@ -11,13 +11,14 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::types::{Null, ValueRef};
-use rusqlite::{CachedStatement, Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior};
+use rusqlite::functions::{Context, FunctionFlags};
+use rusqlite::types::Null;
+use rusqlite::{CachedStatement, Connection, ErrorCode, Transaction, TransactionBehavior};
 
 use super::{Failure, Position, Settings, TEXTS_KEPT_DAYS, Tidied};
 use crate::domain::time::{UnixMillis, monotonic};
-use crate::stats::rollup::{self, DAY_MS, Rollup, Total};
-use crate::stats::sketch::{Bad, Sketch};
+use crate::stats::rollup::{self, DAY_MS, Rollup};
+use crate::stats::sketch::Sketch;
 use crate::store;
 use crate::store::schema::Migration;
 use crate::store::sqlite::file;
@@ -33,6 +34,8 @@ const DELETED_AT_ONCE: usize = 4096;
 const CHECKPOINT_PAGES: i64 = 8192;
 /// KiB of pages in memory: those that batch after batch touches.
 const CACHE_KIB: i64 = 32 << 10;
+/// Sketches longer than this are merged; shorter ones lie one behind the other.
+const SKETCHES_BYTES_MAX: usize = 256;
 /// Rows of one statement, which share what running it costs.
 const ROWS_AT_ONCE: usize = 32;
 
@@ -95,7 +98,7 @@ impl Sqlite {
             insert_orphans(&tx, &batch.orphans)?;
             insert_texts(&tx, batch)?;
             add_days(&tx, &batch.rollups)?;
-            add_totals(&tx, &rollup::totals(&batch.rollups))
+            add_totals(&tx, &batch.rollups)
         };
         write().map_err(explain)?;
         // A commit that fails has not happened; were it otherwise, the next try would find its position moved.
@@ -284,69 +287,70 @@ fn insert_texts(tx: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// One statement a row: what finding and running a second one costs is most of what a row costs.
 fn add_days(tx: &Transaction<'_>, days: &[Rollup]) -> rusqlite::Result<()> {
-    let mut find = tx.prepare_cached("SELECT rowid, sketch FROM link_days WHERE link_id = ?1 AND day = ?2")?;
-    let mut update = tx.prepare_cached(
-        "UPDATE link_days SET clicks = clicks + ?2, tools = tools + ?3, bots = bots + ?4, heads = heads + ?5,
-           prefetches = prefetches + ?6, last_at = coalesce(max(last_at, ?7), last_at, ?7), sketch = ?8
-         WHERE rowid = ?1",
+    let mut add = tx.prepare_cached(
+        "INSERT INTO link_days VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+         ON CONFLICT DO UPDATE SET clicks = clicks + ?3, tools = tools + ?4, bots = bots + ?5, heads = heads + ?6,
+           prefetches = prefetches + ?7, last_at = coalesce(max(last_at, ?8), last_at, ?8), sketch = add_sketch(sketch, ?9)",
     )?;
-    let mut insert = tx.prepare_cached("INSERT INTO link_days VALUES (?,?,?,?,?,?,?,?,?)")?;
-    let mut bytes = Vec::new();
+    let mut sketch = Vec::new();
     for day in days {
-        let link = day.link.0.cast_signed();
-        let stored =
-            find.query_row((link, day.day), |row| Ok((row.get::<_, i64>(0)?, read(row.get_ref(1)?)))).optional()?;
-        let last_at = day.last_at.map(|at| at.0);
-        let [clicks, tools, bots, heads, prefetches] = day.counts;
-        bytes.clear();
-        match stored {
-            None => {
-                day.sketch.encode(&mut bytes);
-                insert.execute((link, day.day, clicks, tools, bots, heads, prefetches, last_at, &bytes))?;
-            }
-            Some((rowid, mut sketch)) => {
-                sketch.merge_sketch(day.sketch.clone());
-                sketch.encode(&mut bytes);
-                update.execute((rowid, clicks, tools, bots, heads, prefetches, last_at, &bytes))?;
-            }
+        sketch.clear();
+        day.sketch.encode(&mut sketch);
+        add.raw_bind_parameter(1, day.link.0.cast_signed())?;
+        add.raw_bind_parameter(2, day.day)?;
+        bind_counts(&mut add, 3, &day.counts)?;
+        add.raw_bind_parameter(8, day.last_at.map(|at| at.0))?;
+        add.raw_bind_parameter(9, &sketch)?;
+        add.raw_execute()?;
+    }
+    Ok(())
+}
+
+fn add_totals(tx: &Transaction<'_>, days: &[Rollup]) -> rusqlite::Result<()> {
+    let mut add = tx.prepare_cached(
+        "INSERT INTO link_totals VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+         ON CONFLICT DO UPDATE SET clicks = clicks + ?2, tools = tools + ?3, bots = bots + ?4, heads = heads + ?5,
+           prefetches = prefetches + ?6, first_at = coalesce(min(first_at, ?7), first_at, ?7),
+           last_at = coalesce(max(last_at, ?8), last_at, ?8), sketch = add_sketch(sketch, ?9)",
+    )?;
+    let mut sketch = Vec::new();
+    for total in rollup::totals(days) {
+        sketch.clear();
+        total.encode_sketch(&mut sketch);
+        add.raw_bind_parameter(1, total.link.0.cast_signed())?;
+        bind_counts(&mut add, 2, &total.counts)?;
+        add.raw_bind_parameter(7, total.first_at.map(|at| at.0))?;
+        add.raw_bind_parameter(8, total.last_at.map(|at| at.0))?;
+        add.raw_bind_parameter(9, &sketch)?;
+        add.raw_execute()?;
+    }
+    Ok(())
+}
+
+fn bind_counts(add: &mut CachedStatement<'_>, at: usize, counts: &[u64]) -> rusqlite::Result<()> {
+    counts.iter().zip(at..).try_for_each(|(count, at)| add.raw_bind_parameter(at, *count))
+}
+
+/// The SQL function that adds a sketch to a stored one: behind it while they are short, merged when they are not.
+fn add_sketch(context: &Context<'_>) -> rusqlite::Result<Vec<u8>> {
+    let [stored, added] = [context.get_raw(0).as_blob()?, context.get_raw(1).as_blob()?];
+    let mut bytes = Vec::with_capacity(stored.len() + added.len());
+    if stored.len() + added.len() <= SKETCHES_BYTES_MAX {
+        bytes.extend_from_slice(stored);
+        bytes.extend_from_slice(added);
+        return Ok(bytes);
+    }
+    let mut sketch = Sketch::default();
+    for part in [stored, added] {
+        // What is damaged begins anew when it is merged, for the counts beside it are right all the same.
+        if let Err(bad) = sketch.merge(part) {
+            tracing::warn!(%bad, "a link's sketch in visits.db is damaged: its buckets, top values and visitors begin anew");
         }
     }
-    Ok(())
-}
-
-fn add_totals(tx: &Transaction<'_>, totals: &[Total]) -> rusqlite::Result<()> {
-    let mut find = tx.prepare_cached("SELECT sketch FROM link_totals WHERE link_id = ?1")?;
-    let mut update = tx.prepare_cached(
-        "UPDATE link_totals SET clicks = clicks + ?2, tools = tools + ?3, bots = bots + ?4, heads = heads + ?5,
-           prefetches = prefetches + ?6, first_at = coalesce(min(first_at, ?7), first_at, ?7),
-           last_at = coalesce(max(last_at, ?8), last_at, ?8), sketch = ?9
-         WHERE link_id = ?1",
-    )?;
-    let mut insert = tx.prepare_cached("INSERT INTO link_totals VALUES (?,?,?,?,?,?,?,?,?)")?;
-    let mut bytes = Vec::new();
-    for total in totals {
-        let link = total.link.0.cast_signed();
-        let stored = find.query_row([link], |row| Ok(read(row.get_ref(0)?))).optional()?;
-        let write = if stored.is_some() { &mut update } else { &mut insert };
-        let mut sketch = stored.unwrap_or_default();
-        sketch.merge_sketch(total.sketch.clone());
-        bytes.clear();
-        sketch.encode(&mut bytes);
-        let [clicks, tools, bots, heads, prefetches] = total.counts;
-        let (first_at, last_at) = (total.first_at.map(|at| at.0), total.last_at.map(|at| at.0));
-        write.execute((link, clicks, tools, bots, heads, prefetches, first_at, last_at, &bytes))?;
-    }
-    Ok(())
-}
-
-/// The sketch of a row. What is damaged begins anew, for the counts beside it are right all the same.
-fn read(value: ValueRef<'_>) -> Sketch {
-    let mut sketch = Sketch::default();
-    if let Err(bad) = value.as_blob().map_or(Err(Bad::Contents), |bytes| sketch.merge(bytes)) {
-        tracing::warn!(%bad, "a link's sketch in visits.db is damaged: its buckets, top values and visitors begin anew");
-    }
-    sketch
+    sketch.encode(&mut bytes);
+    Ok(bytes)
 }
 
 /// Deletes the old ones of the first rows behind a rowid. They lie in the order of their coming, which is nearly that of
@@ -386,7 +390,9 @@ fn prepare_to_write(db: &Connection) -> rusqlite::Result<()> {
     db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     // After a reader has kept it from being begun anew, it is cut.
     db.pragma_update(None, "journal_size_limit", 2 * 4096 * CHECKPOINT_PAGES)?;
-    db.pragma_update(None, "cache_size", -CACHE_KIB)
+    db.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    let pure = FunctionFlags::SQLITE_DETERMINISTIC | FunctionFlags::SQLITE_DIRECTONLY;
+    db.create_scalar_function("add_sketch", 2, pure, add_sketch)
 }
 
 fn explain(error: rusqlite::Error) -> Failure {
@@ -501,8 +507,13 @@ mod tests {
 
     fn sketches(sink: &Sqlite) -> Vec<Sketch> {
         let mut statement = sink.db.prepare("SELECT sketch FROM link_days ORDER BY link_id, day").unwrap();
-        let sketches = statement.query_map([], |row| Ok(super::read(row.get_ref(0)?))).unwrap();
-        sketches.map(Result::unwrap).collect()
+        let encoded = statement.query_map([], |row| row.get::<_, Vec<u8>>(0)).unwrap();
+        let read = |bytes: Vec<u8>| {
+            let mut sketch = Sketch::default();
+            sketch.merge(&bytes).unwrap();
+            sketch
+        };
+        encoded.map(|bytes| read(bytes.unwrap())).collect()
     }
 
     fn at(next: u64) -> Vec<Position> {
@@ -647,8 +658,8 @@ mod tests {
         let mut sink = fresh(folder.path());
         sink.store(&batch(0, 10)).await.unwrap();
         sink.db.execute("UPDATE link_days SET sketch = x'0100FF'", []).unwrap();
-        sink.store(&batch(10, 12)).await.unwrap();
-        assert_eq!(standing(&mut sink).await, (at(12), [12, 12, 12, 2]));
+        sink.store(&batch(10, 110)).await.unwrap();
+        assert_eq!(standing(&mut sink).await, (at(110), [110, 110, 110, 100]));
     }
 
     #[tokio::test]

@@ -17,6 +17,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use super::format::{BLOCK_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use super::live::Live;
 use super::segment::{self, Body, Header};
@@ -26,6 +28,8 @@ use crate::visits::Dropped;
 
 /// Bytes that are read at once, unless a block has more.
 const READ_BYTES: usize = 256 << 10;
+/// What a disk gives, or does not give, as a whole: a page of the kernel's cache.
+const SECTOR_BYTES: u64 = 4096;
 
 /// A reader of one spool's log.
 #[derive(Debug)]
@@ -508,6 +512,15 @@ impl Buffer {
                     Ok(0) => break, // it was cut just now
                     Ok(count) => filled += count,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    // A sector that the disk cannot give is damage, and what lies behind it is still there.
+                    Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
+                        let there = offset + filled as u64;
+                        let skipped =
+                            usize::try_from(SECTOR_BYTES - there % SECTOR_BYTES).expect("a sector fits into memory");
+                        let end = (filled + skipped).min(self.bytes.len());
+                        self.bytes[filled..end].fill(0);
+                        filled = end;
+                    }
                     Err(error) => {
                         self.bytes.clear();
                         return Err(error);

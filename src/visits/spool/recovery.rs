@@ -139,6 +139,7 @@ fn one(
         let path = entry?.path();
         match ring::open(&path) {
             Ok(ring) => epochs.entry(ring.about().source.epoch).or_default().push((path, ring)),
+            Err(_) if ring::is_unfinished(&path) => {}
             Err(error) => failed = Some(error),
         }
     }

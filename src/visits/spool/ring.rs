@@ -11,7 +11,7 @@
 //! position: recovery looks, from the position on, for the record that has the number.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -151,6 +151,14 @@ pub fn open(path: &Path) -> io::Result<RingReader> {
     let mut reader = RingReader { shared: Arc::new(shared), about, next, counted, found: Found::default() };
     reader.find_next();
     Ok(reader)
+}
+
+/// Whether a start was killed before it had made this ring: it does not begin as anything yet, and nothing was recorded.
+#[must_use]
+pub fn is_unfinished(path: &Path) -> bool {
+    let mut begin = [0; WORD_BYTES];
+    let read = File::open(path).and_then(|mut file| file.read(&mut begin));
+    read.is_ok_and(|count| count == 0 || (count == WORD_BYTES && begin == [0; WORD_BYTES]))
 }
 
 /// The mapping, and where its parts lie, in words.

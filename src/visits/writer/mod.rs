@@ -13,25 +13,25 @@
 pub(super) mod model;
 pub mod state;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use self::state::{Action, Event, Moment, Phase, State};
-use super::batch::{Batch, Builder, Took};
+use super::Drops;
+use super::batch::{Batch, Builder, Fates, Took};
 use super::dead;
 use super::sink::{Failure, Sink, Tidied};
 use super::spool::format::SEGMENT_HEADER_BYTES;
-use super::spool::read::{Item, Reader};
+use super::spool::read::{Item, Reader, Tally};
 use super::spool::recovery::recover_rings;
 use super::spool::{self, Epoch, Place, Source, Spool, segment};
-use super::{Dropped, Drops};
 use crate::breaker::Breaker;
 use crate::config;
 use crate::domain::time::{self, UnixMillis};
@@ -112,13 +112,15 @@ pub async fn replay(dir: &Path, settings: Settings, builder: Builder, sink: Sink
     let delivery = Delivery::new(settings, log, builder, sink, Arc::clone(&figures));
     let (_orders, ordered) = watch::channel(Some(time::monotonic() + EVER));
     run(delivery, ordered, REPLAY_FAILURES_MAX).await;
-    let Report { stored, drops, away, .. } = figures.report();
+    let Report { earlier: Fates { stored, drops }, away, .. } = figures.report();
     Ok(Replayed { stored, drops, failed: away.map(|away| away.why) })
 }
 
 async fn run(mut delivery: Delivery, mut orders: watch::Receiver<Option<Instant>>, failures_max: u32) {
     let (mut state, mut action) = State::START;
-    delivery.look_ahead();
+    if let Err(error) = delivery.look_ahead(&orders) {
+        tracing::warn!(%error, "what waits of earlier starts is not known until the log is read");
+    }
     let mut tidy_at = time::monotonic();
     loop {
         delivery.figures.phase.set(state.phase as u64);
@@ -238,6 +240,23 @@ impl Log {
     }
 }
 
+/// The tallies of a segment: those that it begins with, or the last ones.
+fn tallies(dir: &Path, segment: u64, first: bool) -> io::Result<BTreeMap<Source, Tally>> {
+    let mut reader = Reader::open(dir)?;
+    reader.seek(segment);
+    let mut tallies = BTreeMap::new();
+    while let Some(item) = reader.next()? {
+        let is_tally = matches!(item, Item::Tally(_));
+        if let Item::Tally(tally) = item {
+            tallies.insert(tally.source, tally);
+        }
+        if reader.place().segment != segment || (first && !is_tally) {
+            break;
+        }
+    }
+    Ok(tallies)
+}
+
 /// What does as [`state`] decides.
 #[derive(Debug)]
 struct Delivery {
@@ -281,24 +300,46 @@ impl Delivery {
         if event == (Event::End { anything: false }) {
             self.log.stored(self.log.reader.place());
         }
-        self.note_pending();
+        self.note();
         event
     }
 
-    fn note_pending(&self) {
-        self.figures.pending.set(self.builder.pending(self.settings.own));
-        if let Some(own) = self.settings.own {
-            self.figures.settled.set(self.builder.settled(own));
-        }
+    /// Positions make the figures, not answers: those may be lost, and a store may lose what it said that it has.
+    fn note(&self) {
+        let own = self.settings.own;
+        let books = Books {
+            own: own.map(|own| self.builder.fates_of(own)).unwrap_or_default(),
+            earlier: self.builder.fates_but_of(own),
+            earlier_pending: self.builder.pending(own),
+            ..Books::default()
+        };
+        self.figures.note(books);
     }
 
-    /// What waits of earlier starts, before it is read.
-    fn look_ahead(&mut self) {
-        // It is read later, and what is wrong with it is told then.
-        for tally in spool::summary(&self.log.dir).unwrap_or_default().tallies.values() {
-            self.builder.expects(tally);
+    /// What waits of earlier starts, before it is read: of each, by the first tallies of its first segment and the last ones
+    /// of its last. Until the order to end comes.
+    fn look_ahead(&mut self, orders: &watch::Receiver<Option<Instant>>) -> io::Result<()> {
+        let dir = &self.log.dir;
+        let mut ends: BTreeMap<Epoch, (u64, u64)> = BTreeMap::new();
+        for number in spool::read::segments(dir)? {
+            if let Some(header) = spool::read::header(dir, number) {
+                ends.entry(header.epoch).or_insert((number, number)).1 = number;
+            }
         }
-        self.note_pending();
+        if let Some(own) = self.settings.own {
+            ends.remove(&own);
+        }
+        for (first, last) in ends.into_values() {
+            if orders.borrow().is_some() {
+                break;
+            }
+            let begins = tallies(dir, first, true)?;
+            for (source, ends) in tallies(dir, last, false)? {
+                self.builder.expects(begins.get(&source).unwrap_or(&ends), &ends);
+            }
+        }
+        self.note();
+        Ok(())
     }
 
     async fn ask(&mut self) -> Event {
@@ -341,7 +382,10 @@ impl Delivery {
             let place = self.log.reader.place();
             let item = match self.log.reader.next() {
                 Ok(Some(item)) => item,
-                Ok(None) => return Event::End { anything: !self.builder.is_empty() },
+                Ok(None) => {
+                    self.builder.end();
+                    return Event::End { anything: !self.builder.is_empty() };
+                }
                 Err(error) => return self.failed(&Failure::Broken(format!("the log cannot be read: {error}"))),
             };
             match item {
@@ -355,7 +399,7 @@ impl Delivery {
                 Item::Gap { source, from, to, visits, why } => self.builder.gap(source, from, to, visits, why),
             }
             // At the end of a block, since one that is cut is read twice.
-            if self.builder.len() >= (rows_max / 2).max(1) {
+            if self.builder.len() >= (rows_max - rows_max / 4).max(1) {
                 return Event::Filled;
             }
         }
@@ -370,7 +414,7 @@ impl Delivery {
         match outcome {
             Ok(()) => {
                 self.breaker.note(Ok::<(), Failure>(()), now);
-                self.figures.stores(&batch, rows, now - began);
+                self.figures.stores(rows, now - began);
                 self.builder.stored(batch);
                 let place = self.cut.take();
                 if let Some(cut) = place {
@@ -441,17 +485,23 @@ impl Delivery {
 /// Of the writer: what others may look at.
 #[derive(Debug, Default)]
 pub struct Figures {
-    stored: Counter,
-    drops: [Counter; Dropped::ALL.len()],
-    pending: Counter,
-    settled: Counter,
     /// Milliseconds since 1970; 0 = none.
     oldest_pending: Counter,
     phase: Counter,
     batches: Counter,
     batch_rows: Counter,
     batch_ms: Counter,
+    books: Mutex<Books>,
     away: Mutex<Option<Away>>,
+}
+
+/// What became of visits of links on their way from the rings to the store, all of one moment.
+#[derive(Clone, Debug, Default)]
+struct Books {
+    own: Fates,
+    earlier: Fates,
+    earlier_pending: u64,
+    ever: Fates,
 }
 
 /// The store takes no visits.
@@ -466,14 +516,15 @@ pub struct Away {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     pub phase: Phase,
-    /// Visits of links that this writer has stored and given up, of whichever start.
-    pub stored: u64,
-    pub drops: Drops,
-    /// Those in the log that wait, of all starts but this one.
-    pub pending: u64,
-    /// Of this start: stored, or given up on the way from the rings.
-    pub settled: u64,
-    /// When the first of them came into the log.
+    /// Visits of this start that the store has, or knows to be lost: by its positions, so that they may go back.
+    pub own: Fates,
+    /// The same of all other starts in the log, since this writer heard first what the store has of them.
+    pub earlier: Fates,
+    /// Those of the other starts that wait.
+    pub earlier_pending: u64,
+    /// Of every start since this writer began: never goes back. What the store loses in a failover counts again.
+    pub ever: Fates,
+    /// When the first that waits came into the log.
     pub oldest_pending: Option<UnixMillis>,
     pub batches: u64,
     /// Of the last batch.
@@ -487,48 +538,51 @@ impl Figures {
     pub fn report(&self) -> Report {
         let phase = Phase::ALL.into_iter().find(|phase| *phase as u64 == self.phase.get()).unwrap_or(Phase::Waiting);
         let oldest = self.oldest_pending.get();
+        let Books { own, earlier, earlier_pending, ever } = lock(&self.books).clone();
         Report {
             phase,
-            stored: self.stored.get(),
-            drops: std::array::from_fn(|why| self.drops[why].get()),
-            pending: self.pending.get(),
-            settled: self.settled.get(),
+            own,
+            earlier,
+            earlier_pending,
+            ever,
             oldest_pending: (oldest != 0).then(|| UnixMillis(oldest.cast_signed())),
             batches: self.batches.get(),
             batch_rows: self.batch_rows.get(),
             batch_ms: self.batch_ms.get(),
-            away: self.lock().clone(),
+            away: lock(&self.away).clone(),
         }
     }
 
-    fn stores(&self, batch: &Batch, rows: usize, took: Duration) {
-        for range in &batch.ranges {
-            self.stored.add(range.stored);
-            for (counter, visits) in self.drops.iter().zip(range.drops) {
-                counter.add(visits);
-            }
-        }
+    fn stores(&self, rows: usize, took: Duration) {
         self.batches.add(1);
         self.batch_rows.set(rows as u64);
         self.batch_ms.set(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
     }
 
+    fn note(&self, new: Books) {
+        let mut books = lock(&self.books);
+        let add = |a, b| a + b;
+        let (then, now) = (books.own.zip(&books.earlier, add), new.own.zip(&new.earlier, add));
+        let ever = books.ever.zip(&now.zip(&then, u64::saturating_sub), add);
+        *books = Books { ever, ..new };
+    }
+
     fn works(&self) {
-        if let Some(away) = self.lock().take() {
+        if let Some(away) = lock(&self.away).take() {
             tracing::info!(since_ms = away.since.0, "visits are stored again");
         }
     }
 
     /// Whether it is the first failure in a row.
     fn fails(&self, failure: &Failure, now: UnixMillis) -> bool {
-        let mut away = self.lock();
+        let mut away = lock(&self.away);
         let is_first = away.is_none();
         let since = away.take().map_or(now, |away| away.since);
         *away = Some(Away { since, why: failure.to_string() });
         is_first
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Away>> {
-        self.away.lock().expect("nobody panics with it")
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nobody panics with it")
 }

@@ -1,7 +1,8 @@
 //! The writer against a model of the world: a log in which segments are damaged and removed, a store that is away, lies
 //! about commits, loses them and refuses rows, writers that stop between any two steps, and two of them at once.
 //!
-//! The claim: once everything answers again, each visit of the log is stored exactly once or counted in exactly one drop.
+//! The claim: once everything answers again, each visit of the log is stored exactly once or counted in exactly one drop;
+//! and the figures of a writer never say more than that, and that at the end.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,6 +15,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use tokio::sync::watch;
 
 use super::state::{self, Action, Event, Moment, State};
 use super::{Delivery, Figures, Log, Settings};
@@ -22,7 +24,7 @@ use crate::config::Bots;
 use crate::domain::time::{self, UnixMillis};
 use crate::domain::visit::Class;
 use crate::visits::agents::{Agents, Referrers};
-use crate::visits::batch::{self, Batch, Builder, Row};
+use crate::visits::batch::{self, Batch, Builder, Fates, Row};
 use crate::visits::sink::{Failure, Position, Sink, Tidied};
 use crate::visits::spool::format::{KIND_CLICK, KIND_HEAD, KIND_ORPHAN, KIND_PREFETCH};
 use crate::visits::spool::read::{Reader, Tally};
@@ -163,6 +165,13 @@ impl Inner {
             }
         }
         self.agents.extend(commit.agents.iter().cloned());
+    }
+
+    /// What it has of some starts.
+    fn fates(&self, of: impl Fn(u64) -> bool) -> Fates {
+        let positions = self.positions.values().filter(|position| of(position.source.epoch.0));
+        let fates = positions.map(|position| Fates { stored: position.stored, drops: position.drops });
+        fates.fold(Fates::default(), |sum, fates| sum.zip(&fates, |a, b| a + b))
     }
 
     fn fail_over(&mut self, lost: usize) {
@@ -367,10 +376,14 @@ struct Running {
 impl Running {
     fn new(disk: &Disk, store: &Store, texts: (Agents, Referrers), setup: &Setup) -> Self {
         let breaker = config::Breaker { failures: u32::MAX, recovery: Duration::from_secs(1) };
-        let settings = Settings { dead_letters: disk.dir.join("dead-letters.ndjson"), breaker, own: None };
+        let settings =
+            Settings { dead_letters: disk.dir.join("dead-letters.ndjson"), breaker, own: Some(Epoch(disk.epoch)) };
         let log = Log { dir: disk.dir.clone(), reader: Reader::open(&disk.dir).unwrap(), spool: None };
         let builder = Builder::new(batch::Settings { raw: true, bots: setup.bots }, texts.0, texts.1);
-        let delivery = Delivery::new(settings, log, builder, Sink::Model(store.clone()), Arc::new(Figures::default()));
+        let figures = Arc::new(Figures::default());
+        let mut delivery = Delivery::new(settings, log, builder, Sink::Model(store.clone()), figures);
+        let (_orders, ordered) = watch::channel(None);
+        delivery.look_ahead(&ordered).unwrap();
         let (state, action) = State::START;
         Self { delivery, state, action, now: time::monotonic(), rows_max: setup.rows_max }
     }
@@ -388,6 +401,24 @@ impl Running {
         };
         let at = Moment { now: self.now, chance: 0.5, end_by: None, failures_max: u32::MAX };
         (self.state, self.action) = state::next(self.state, event, &at);
+    }
+
+    /// Until it has nothing to do.
+    fn drain(&mut self) {
+        let mut steps_left = 10_000;
+        while self.action != Action::Listen {
+            self.step();
+            steps_left -= 1;
+            assert!(steps_left > 0, "it does not end: {:?}", self.state);
+        }
+    }
+
+    /// Of the visits of its start, so many are neither stored nor given up by its figures.
+    fn pending(&self, disk: &Disk) -> u64 {
+        let own = self.delivery.settings.own.unwrap();
+        let answered = disk.sources.iter().filter(|(source, _)| source.epoch == own).map(|(_, (_, visits))| visits);
+        let settled = self.delivery.figures.report().own.sum();
+        answered.sum::<u64>().checked_sub(settled).expect("no more is stored and given up than was answered")
     }
 
     fn perform(&mut self, action: Action) -> Event {
@@ -501,23 +532,50 @@ fn check(setup: &Setup, steps: &[Step], texts: &RefCell<Vec<(Agents, Referrers)>
             Step::Damage(which) => disk.damage(*which),
             Step::Retain => disk.retain(writers[0].delivery.resume),
         }
+        for writer in &writers {
+            let _ = writer.pending(&disk);
+        }
     }
 
     // Everything answers again. What a store lost behind a pooler is noticed by a start at the latest.
     store.lock().faults.clear();
     disk.write_tallies();
     end(std::mem::replace(&mut writers[0], begin(&disk)));
-    let mut steps_left = 10_000;
-    while writers[0].action != Action::Listen {
-        writers[0].step();
-        steps_left -= 1;
-        assert!(steps_left > 0, "it does not end: {:?}", writers[0].state);
+    let found = store.lock().fates(|epoch| epoch != disk.epoch);
+    for writer in &mut writers {
+        writer.drain();
+        let report = writer.delivery.figures.report();
+        assert_eq!((writer.pending(&disk), report.earlier_pending, report.away), (0, 0, None));
     }
-
     let report = writers[0].delivery.figures.report();
-    assert_eq!((report.pending, report.away), (0, None));
+    assert_eq!(report.own, store.lock().fates(|epoch| epoch == disk.epoch));
+    let earlier = store.lock().fates(|epoch| epoch != disk.epoch);
+    assert_eq!(report.earlier, earlier.zip(&found, |now, then| now - then));
+    assert_eq!(report.ever, report.own.zip(&report.earlier, |own, earlier| own + earlier));
     judge(setup, &disk, &store);
     writers.into_iter().for_each(end);
+}
+
+#[test]
+fn what_waits_of_earlier_starts_is_what_the_log_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut disk = Disk::new(folder.path().to_path_buf());
+    disk.append(0, &[What::NoAgent; 5]);
+    disk.next_segment();
+    disk.append(0, &[What::NoAgent; 3]);
+    disk.append(1, &[What::NoAgent, What::Orphan]);
+    disk.retain(2);
+    disk.next_epoch();
+    disk.append(0, &[What::NoAgent; 7]);
+    let (store, setup) = (Store::new(), Setup { bots: Bots::Count, rows_max: 1_000 });
+    let mut writer = Running::new(&disk, &store, (Agents::new(Default::default(), 10), Referrers::new(10)), &setup);
+    // The store was not asked yet: what the log has no more is taken for stored.
+    assert_eq!(writer.delivery.figures.report().earlier_pending, 4);
+    writer.drain();
+    let report = writer.delivery.figures.report();
+    let mut earlier = Fates { stored: 4, ..Fates::default() };
+    earlier.drops[Dropped::FailoverGap as usize] = 5;
+    assert_eq!((report.own.stored, report.earlier, report.earlier_pending), (7, earlier, 0));
 }
 
 fn judge(setup: &Setup, disk: &Disk, store: &Store) {

@@ -149,5 +149,5 @@ fn a_damaged_segment() {
     bytes[middle] ^= 0x10;
     std::fs::write(&largest, bytes).unwrap();
     let server = stand.start();
-    stand.judge(&server, &ledger).lost_exactly("corrupt", OTHERS);
+    stand.judge(&server, &ledger).lost_exactly(&["corrupt"], OTHERS);
 }

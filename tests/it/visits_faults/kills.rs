@@ -216,6 +216,8 @@ fn check(kept: Kept) {
     let enough = killed.values().filter(|kills| **kills * 20 >= count).count();
     assert!(enough >= moments, "a twentieth of each: {killed:?}");
     let ledger = load.stop();
+    let rings = std::fs::read_dir(stand.place.rings()).unwrap().count();
+    assert_eq!(rings, 1, "rings of a start that was killed stay for ever");
     let judged = stand.judge(&server, &ledger);
     judged.right();
     println!("{:#}", judged.said);

@@ -196,6 +196,10 @@ impl Stand {
             [("visits.ndjson", &["export", "--visits", "--format", "ndjson"][..]), ("links.csv", &["export"])]
         {
             let mut command = self.place.command(arguments);
+            if self.back.is_some() {
+                // What is judged is what is there, not how soon a busy machine finds it.
+                command.env("WAYPOST_POSTGRES__STATEMENT_TIMEOUT", "60s");
+            }
             let exported = command.stderr(Stdio::piped()).output().unwrap();
             assert!(exported.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&exported.stderr));
             std::fs::write(folder.join(file), exported.stdout).unwrap();
@@ -353,12 +357,12 @@ impl Judged {
         assert_eq!(self.explained(), 0, "{self:#?}");
     }
 
-    /// I7: what was given up, for this reason alone, is what is missing, to the visit. `others`: redirects that we received
+    /// I7: what was given up, for these reasons alone, is what is missing, to the visit. `others`: redirects that we received
     /// ourselves.
     #[track_caller]
-    fn lost_exactly(&self, reason: &str, others: u64) {
-        let known: Vec<&str> = self.account.drops.keys().map(String::as_str).collect();
-        assert_eq!(known, [reason], "{self:#?}");
+    fn lost_exactly(&self, reasons: &[&str], others: u64) {
+        let drops = &self.account.drops;
+        assert!(!drops.is_empty() && drops.keys().all(|reason| reasons.contains(&reason.as_str())), "{self:#?}");
         // A visit of a request whose answer did not come may be among those that were given up.
         let missing = self.wrong("missing") + others - self.ours;
         let dropped = self.account.dropped();

@@ -93,6 +93,8 @@ const MERGED_TOTALS: &str = "UPDATE link_totals t SET sketch = a.sketch
 
 /// Sketches longer than this are merged; shorter ones lie one behind the other.
 const SKETCHES_BYTES_MAX: i32 = 1500;
+/// Of most sketches: a few visits from a page or two.
+const SKETCH_BYTES: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Encoded<'a> {
@@ -162,15 +164,13 @@ impl Sums {
         link: LinkId,
         counts: &[u64; Class::OF_LINKS],
         [first_at, last_at]: [Option<UnixMillis>; 2],
-        sketch: &Sketch,
+        sketch: Vec<u8>,
     ) {
         self.links.push(link.0.cast_signed());
         self.counts.iter_mut().zip(counts).for_each(|(column, count)| column.push(bigint(*count)));
         self.first_at.push(first_at.map(|at| at.0));
         self.last_at.push(last_at.map(|at| at.0));
-        let mut bytes = Vec::new();
-        sketch.encode(&mut bytes);
-        self.sketches.push(bytes);
+        self.sketches.push(sketch);
     }
 
     /// That of a link, and of a day unless it is one of totals; empty if there is none.
@@ -225,11 +225,15 @@ impl<'a> Encoded<'a> {
             columns.devices.push(agent.device);
         }
         for day in &batch.rollups {
-            encoded.by_day.push(day.link, &day.counts, [day.first_at, day.last_at], &day.sketch);
+            let mut sketch = Vec::with_capacity(SKETCH_BYTES);
+            day.sketch.encode(&mut sketch);
+            encoded.by_day.push(day.link, &day.counts, [day.first_at, day.last_at], sketch);
             encoded.by_day.days.push(day.day);
         }
         for total in rollup::totals(&batch.rollups) {
-            encoded.total.push(total.link, &total.counts, [total.first_at, total.last_at], &total.sketch);
+            let mut sketch = Vec::with_capacity(SKETCH_BYTES);
+            total.encode_sketch(&mut sketch);
+            encoded.total.push(total.link, &total.counts, [total.first_at, total.last_at], sketch);
         }
         encoded
     }
@@ -388,13 +392,10 @@ fn drops(batch: &Batch) -> (Sources, Vec<&'static str>, Vec<i64>) {
     columns
 }
 
+/// Every row is in a rollup, and of those there are a fifth as many.
 fn days(batch: &Batch) -> Vec<Day> {
-    let mut days: Vec<Day> = batch
-        .rows
-        .iter()
-        .chain(batch.orphans.iter().map(|orphan| &orphan.row))
-        .map(|row| rollup::day(row.at))
-        .collect();
+    let of_orphans = batch.orphans.iter().map(|orphan| rollup::day(orphan.row.at));
+    let mut days: Vec<Day> = batch.rollups.iter().map(|rollup| rollup.day).chain(of_orphans).collect();
     days.sort_unstable();
     days.dedup();
     days
