@@ -48,6 +48,8 @@ struct Current {
     number: u64,
     file: Arc<File>,
     bytes: u64,
+    /// When it has as many, the next one begins.
+    bytes_max: u64,
     /// Strings that it has, by core and id.
     defined: HashMap<(u16, u32), Arc<[u8]>, ahash::RandomState>,
 }
@@ -156,6 +158,11 @@ impl Log {
         Self { disk, dir, epoch, segment_bytes, live, unsynced, number, current: None, anew: false }
     }
 
+    /// Of the segments that begin from now on.
+    pub fn set_segment_bytes(&mut self, bytes: u64) {
+        self.segment_bytes = bytes;
+    }
+
     /// The number of the next segment.
     #[must_use]
     pub fn next_segment(&self) -> u64 {
@@ -198,7 +205,7 @@ impl Log {
         now: UnixMillis,
     ) -> io::Result<()> {
         self.anew = self.must_write();
-        if self.anew || self.current.as_ref().is_none_or(|current| current.bytes >= self.segment_bytes) {
+        if self.anew || self.current.as_ref().is_none_or(|current| current.bytes >= current.bytes_max) {
             self.begin(standing, now)?;
         }
         let Some(current) = &mut self.current else { return Ok(()) };
@@ -250,7 +257,7 @@ impl Log {
         let defined = HashMap::default();
         let path = self.dir.join(segment::name(number));
         let made = self.disk.create(&path, self.segment_bytes).map(Arc::new).and_then(|file| {
-            let mut current = Current { number, file, bytes: 0, defined };
+            let mut current = Current { number, file, bytes: 0, bytes_max: self.segment_bytes, defined };
             for (_, piece) in &again {
                 current.encode(piece, self.epoch, &mut bytes);
             }

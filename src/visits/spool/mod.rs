@@ -119,6 +119,7 @@ const CHUNK_RECORDS: u64 = 900;
 const RETRY: Duration = Duration::from_secs(1);
 /// The share of what the log may have that one segment has at most: so that a small disk can let go of some.
 const SEGMENTS_MIN: u64 = 8;
+const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 
 /// The largest ring, 1 GiB, has fewer pieces: only a worker that records on needs more turns to be emptied.
 const SEAL_TURNS_MAX: usize = 4096;
@@ -232,7 +233,9 @@ impl Spool {
             changed: Condvar::new(),
         };
         let shared = Arc::new(shared);
-        let segment_bytes = settings.segment_bytes.min(shared.bytes_max() / SEGMENTS_MIN).max(64 << 10);
+        let bytes_max = shared.bytes_max();
+        shared.lock().figures.bytes_max = bytes_max;
+        let segment_bytes = shared.segment_bytes();
         let copying = Copying::new(Log::new(unsynced, epoch, segment_bytes, live, number), copiers);
         let (chunks, received) = crossbeam_channel::bounded(CHUNKS_MAX);
         let copy = at("cannot start a thread for", dir, {
@@ -397,6 +400,7 @@ impl Shared {
                 copying.set_failing(true);
                 continue;
             }
+            copying.log.set_segment_bytes(self.segment_bytes());
             let turn = copying.turn(time::now(), false);
             failing = matches!(turn, Turn::Failed(_));
             if failing || again {
@@ -462,6 +466,11 @@ impl Shared {
                 retaining = retained.is_ok();
             }
         }
+    }
+
+    /// How many bytes a segment that begins now has, about: less while the disk is nearly full.
+    fn segment_bytes(&self) -> u64 {
+        self.settings.segment_bytes.min(self.lock().figures.bytes_max / SEGMENTS_MIN).max(SEGMENT_BYTES_MIN)
     }
 
     /// Up to how many bytes the log may grow now.
