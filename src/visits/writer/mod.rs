@@ -539,12 +539,12 @@ impl Figures {
         }
     }
 
-    fn note(&self, new: Books) {
+    fn note(&self, mut new: Books) {
         let mut books = lock(&self.books);
         let add = |a, b| a + b;
         let (then, now) = (books.own.zip(&books.earlier, add), new.own.zip(&new.earlier, add));
-        let ever = books.ever.zip(&now.zip(&then, u64::saturating_sub), add);
-        *books = Books { ever, ..new };
+        new.ever = books.ever.zip(&now.zip(&then, u64::saturating_sub), add);
+        *books = new;
     }
 
     fn works(&self) {
