@@ -206,7 +206,10 @@ mod tests {
             "ATTACH ':memory:' AS visited; {};
              INSERT INTO visited.link_totals VALUES (1, 6, 2, 0, 0, 0, 1, 1, x''), (2, 0, 0, 90, 90, 90, 1, 1, x''),
                (4, 99, 0, 0, 0, 0, 1, 1, x''), (5, 99, 0, 0, 0, 0, 1, 1, x'')",
-            crate::visits::sink::sqlite::MIGRATIONS[0].sql.replace("CREATE TABLE ", "CREATE TABLE visited.")
+            crate::visits::sink::sqlite::MIGRATIONS[0]
+                .sql
+                .replace("CREATE TABLE ", "CREATE TABLE visited.")
+                .replace("CREATE INDEX ", "CREATE INDEX visited.")
         ))
         .unwrap();
         check(WarmWhat::Top(9), 9, &["c", "a", "b"]);
