@@ -35,7 +35,7 @@
 //! **String**: 2 bytes length, the bytes (at most 512), zeros up to a multiple of 8. Its id is its offset in the strings'
 //! area divided by 8, plus 1; id 0 is no string. A half is filled from its beginning; when it is full the other half is begun
 //! anew, with a new generation, as soon as the log has every record that was written while the other half was in use
-//! before. Until then strings that are not there yet are left out: the record carries [`NO_AGENT_ROOM`].
+//! before. Until then strings that are not there yet are left out: of an agent the record says so, by [`NO_AGENT_ROOM`].
 //!
 //! **Record**: at a multiple of 8, whole words.
 //!
@@ -134,7 +134,7 @@ pub const ADDRESS_V4: u8 = 1;
 pub const ADDRESS_V6_SHORT: u8 = 2;
 pub const ADDRESS_V6: u8 = 3;
 pub const PACKED_REQUEST_ID: u8 = 1 << 2;
-/// A string of the record found no room.
+/// The agent found no room among the strings.
 pub const NO_AGENT_ROOM: u8 = 1 << 3;
 pub const NOT_TRACKED: u8 = 1 << 4;
 
