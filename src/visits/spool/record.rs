@@ -33,7 +33,7 @@ pub struct Record<'a> {
     /// Of an orphan; else empty.
     pub code: &'a [u8],
     pub not_tracked: bool,
-    /// A string found no room in the ring.
+    /// The agent found no room in the ring.
     pub no_agent_room: bool,
 }
 
