@@ -24,8 +24,12 @@ pub(super) struct RingFolder {
 }
 
 impl RingFolder {
-    pub(super) fn make(base: &Path, epoch: Epoch) -> Result<Self, Error> {
-        let path = base.join(format!("{RINGS_PREFIX}{:016x}", epoch.0));
+    /// Where it will lie: named before it is made, so that whatever a kill leaves of it is found.
+    pub(super) fn path(base: &Path, epoch: Epoch) -> PathBuf {
+        base.join(format!("{RINGS_PREFIX}{:016x}", epoch.0))
+    }
+
+    pub(super) fn make(path: PathBuf) -> Result<Self, Error> {
         at("cannot make the folder", &path, DirBuilder::new().mode(0o700).create(&path))?;
         let lock = at("cannot open", &path, File::open(&path))?;
         at("cannot lock", &path, lock.lock())?;

@@ -207,8 +207,8 @@ impl Spool {
 
         // On a full disk there may be room later.
         let _ = retain::reserve_line(dir);
-        let rings = RingFolder::make(&base, epoch)?;
-        let named = left.into_iter().chain([rings.path.clone()]).collect();
+        let rings = RingFolder::path(&base, epoch);
+        let named = left.into_iter().chain([rings.clone()]).collect();
         if let Err(error) = folder::write_rings(dir, &named, &*disk) {
             // What the file named before, it still does.
             tracing::warn!(
@@ -216,6 +216,7 @@ impl Spool {
                 "where the rings lie could not be written down: leave spool.ring as it is until the next start"
             );
         }
+        let rings = RingFolder::make(rings)?;
         let about = About { source: Source { epoch, core: 0 }, spool, made_at: now };
         let (writers, copiers) = make_rings(settings, &rings.path, &about).inspect_err(|_| {
             // They would hold memory until somebody looks.
