@@ -475,3 +475,32 @@ fn a_store_that_is_away_gives_no_visits() {
     });
     assert_eq!(answered, 2_000);
 }
+
+/// What is asked of it is a figure, too: how many visits of one limited link an instance answers.
+#[test]
+fn an_instance_that_stops_gives_back_what_it_did_not_spend() {
+    const SPAN: Duration = Duration::from_secs(2);
+    let deployment = Deployment::new(Way::Straight, "");
+    let server = deployment.instance("one");
+    limit(&deployment.store(), "campaign", 100_000_000);
+    let visits = || {
+        let (mut client, mut answered) = (server.connect(), 0_u32);
+        let begun = time::monotonic();
+        while time::monotonic().duration_since(begun) < SPAN {
+            assert_eq!(client.get("/campaign").status, 307);
+            answered += 1;
+        }
+        answered
+    };
+    let answered: u32 = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8).map(|_| scope.spawn(visits)).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).sum()
+    });
+    server.stop();
+    let used = deployment.database.sql("SELECT used FROM link_quotas");
+    assert_eq!(used, answered.to_string());
+    #[expect(clippy::print_stdout, reason = "the figure is a part of what the test is about")]
+    {
+        println!("{} visits of one limited link a second, over 8 connections", answered / SPAN.as_secs() as u32);
+    }
+}
