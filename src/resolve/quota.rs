@@ -1,8 +1,8 @@
 //! Quota: what this process may still answer of one limited link's visits, leased from the store and spent from memory.
 //!
 //! In: visitors, what the store grants, and the time. Out: whether there is a visit for a visitor; what to ask the store.
-//! Never: spends what was not granted, or after its term (by this process's clock, from before it was asked for, so that
-//! one that was frozen spends nothing), or after a change of the link; asks a second time before it was answered.
+//! Never: spends what was not granted; spends of a lease after its term (by this process's clock, from before it was asked
+//! for, so that one that was frozen spends nothing) or after a change of the link.
 //! At its limit: a lease is of at most [`LEASE_MAX`] visits. Of leases whose end the store was not told of,
 //! [`OWED_MAX`] are remembered; what the older ones left stays counted as used.
 //!
@@ -38,8 +38,8 @@ struct Lease {
     number: u64,
     granted: u32,
     left: u32,
-    /// What is left is given back. If not, it is spent at once by who waited for it, whatever changed meanwhile: that
-    /// may be the very change that this visit was the last.
+    /// What is left is given back. If not, it is lost unless somebody who waits spends it, however late it came and
+    /// whatever changed meanwhile: that may be the very change that this visit was the last.
     leased: bool,
     until: Instant,
     as_of: AsOf,
@@ -72,7 +72,7 @@ pub struct Asked {
 
 impl Lease {
     fn is_good(&self, now: Instant, believes: impl Fn(AsOf) -> bool) -> bool {
-        now < self.until && (!self.leased || believes(self.as_of))
+        now < self.until && believes(self.as_of)
     }
 }
 
@@ -85,7 +85,7 @@ impl Quota {
     /// Spends a visit, if there is one. `believes`: whether the link has not changed since a moment of the feed.
     pub fn take(&mut self, now: Instant, believes: impl Fn(AsOf) -> bool) -> bool {
         match &mut self.lease {
-            Some(lease) if lease.left > 0 && lease.is_good(now, believes) => {
+            Some(lease) if lease.left > 0 && (!lease.leased || lease.is_good(now, believes)) => {
                 lease.left -= 1;
                 true
             }
@@ -325,9 +325,6 @@ mod tests {
                                 instance.waiting -= 1;
                                 answered += 1;
                             }
-                            // A single visit that comes after its term.
-                            let single = matches!(taken, Some(Taken::Visits { leased: false, .. }));
-                            forgiven += u32::from(single && now >= asked.at + TERM);
                             if asked.wanted > 0 && !matches!(taken, Some(Taken::Visits { .. })) {
                                 instance.waiting = 0;
                             }

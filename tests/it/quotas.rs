@@ -332,6 +332,24 @@ fn three_instances_answer_as_many_visits_as_a_link_has() {
     fleet.is_used_up("restarted", 1000, &fleet.servers.iter().collect::<Vec<_>>());
 }
 
+/// The embedded store leases nothing, and grants to all who wait at once.
+#[test]
+fn one_process_answers_as_many_visits_as_a_link_has() {
+    let (setup, server) = Server::new("");
+    for max in [1, 17, 1000] {
+        let code = format!("of-{max}");
+        limit(&setup.store(), &code, max);
+        let answered = AtomicU32::new(0);
+        let counted = || {
+            answered.fetch_add(1, Ordering::SeqCst);
+        };
+        std::thread::scope(|scope| {
+            (0..8).for_each(|_| drop(scope.spawn(|| visit_all(server.address(), &code, LIMIT, counted))));
+        });
+        assert_eq!(u64::from(answered.into_inner()), max);
+    }
+}
+
 /// It takes along what it held: a sixteenth of what was left at the most. And its clients do not know of what was under way.
 #[test]
 fn an_instance_that_dies_takes_along_what_it_held() {
