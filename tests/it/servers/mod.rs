@@ -1,4 +1,4 @@
-//! Real servers for the tests: Postgres, PgBouncer, Redis, HAProxy, and a network between them that can be broken.
+//! Real servers for the tests: Postgres, PgBouncer, Redis, HAProxy, nginx, and a network between them that can be broken.
 //!
 //! In: the programs that `script/setup` installs. Out: private servers on 127.0.0.1, each at a port and in a folder of
 //! its own, which a test may freeze, kill and start again.
@@ -21,6 +21,7 @@ use crate::support::eventually;
 
 pub(crate) mod deployment;
 pub(crate) mod haproxy;
+pub(crate) mod nginx;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod redis;
