@@ -26,6 +26,7 @@ use crate::servers::proxy::Proxy;
 use crate::support::{LIMIT, Server, eventually, throughout};
 use crate::warm::Place;
 
+mod calls;
 mod clock;
 mod disk;
 mod folders;
