@@ -64,11 +64,11 @@ impl Deployment {
         self.configure(&std::fs::read_to_string(self.path("store.toml")).unwrap(), config);
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
         clean(&mut command);
         command.env("WAYPOST_SPOOL__RING", self.rings.path());
@@ -84,14 +84,18 @@ impl Deployment {
         stdout
     }
 
-    /// Starts an instance. The same name again is the same instance.
+    /// Starts an instance at a free port. The same name again is the same instance.
     pub(crate) fn instance(&self, name: &str) -> Server {
+        self.instance_at(name, 0)
+    }
+
+    pub(crate) fn instance_at(&self, name: &str, port: u16) -> Server {
         let data = self.path(name);
         if !data.exists() {
             std::fs::create_dir(&data).unwrap();
             std::fs::copy(self.path("admin.key"), data.join("admin.key")).unwrap();
         }
-        let mut command = self.command(&["serve", "--listen", "127.0.0.1:0"]);
+        let mut command = self.command(&["serve", "--listen", &format!("127.0.0.1:{port}")]);
         command.arg("--data").arg(&data);
         Server::spawn(command, &data)
     }
