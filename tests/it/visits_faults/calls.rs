@@ -14,7 +14,7 @@ use rand::seq::IndexedRandom;
 use waypost::domain::time;
 
 use super::disk::visit;
-use super::{Kept, SETTLED, Stand, pending, redirects, trace};
+use super::{Kept, Stand, pending, redirects, trace};
 use crate::support::{LIMIT, eventually, throughout};
 
 /// The faults of a short run: those that [`every`] of [`FAULTS_MAX`] has, drawn.
@@ -64,7 +64,7 @@ fn check(kept: Kept, faults: &[Vec<String>]) {
     let load = stand.load(300, 3600);
     let mut agents = 0;
     for fault in faults {
-        eventually(SETTLED, "the store keeps pace", || pending(&server) < 20_000.0);
+        eventually(6 * LIMIT, "the store keeps pace", || pending(&server) < 20_000.0);
         let spooled = || server.metric("waypost_visits_spooled_total", &[]);
         let tampering: Vec<&str> = fault.iter().map(String::as_str).collect();
         let tracer = trace::tamper(&server, &trace::LOG, &files(&stand), &tampering);
