@@ -17,7 +17,7 @@ use crate::support::{LIMIT, Server, eventually};
 /// Requests a second on each instance.
 const RATE: u32 = 100;
 /// How long they come: longer than anything here takes on an idle machine. On a busy one the end of it happens without load.
-const SECONDS: u32 = 8;
+const SECONDS: u32 = 6;
 
 /// What happens to a fleet; a load stands where its instance does.
 type Happens = fn(&mut Fleet, &mut Vec<Load>);

@@ -13,6 +13,7 @@ use crate::servers::postgres::Postgres;
 use crate::support::Server;
 
 mod coming;
+mod edits;
 
 /// What every instance of a fleet has beside its store.
 const CONFIG: &str = "[proxies]\ntrusted = [\"127.0.0.0/8\"]\n[breaker]\nrecovery = \"2s\"\n";
