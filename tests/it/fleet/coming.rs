@@ -111,7 +111,7 @@ fn check(config: &str, ends: Ends, happens: Happens) {
     }
 }
 
-fn load(fleet: &Fleet, number: usize) -> Load {
+pub(super) fn load(fleet: &Fleet, number: usize) -> Load {
     let folder = fleet.deployment.path(&format!("load-{number}"));
     std::fs::create_dir(&folder).unwrap();
     let target = format!("http://127.0.0.1:{}", fleet.port(number));
@@ -120,7 +120,7 @@ fn load(fleet: &Fleet, number: usize) -> Load {
 
 /// Waits until each load has had answers for a while, or has ended.
 #[track_caller]
-fn go_on(loads: &mut [Load]) {
+pub(super) fn go_on(loads: &mut [Load]) {
     let before: Vec<u64> = loads.iter().map(Load::sent).collect();
     eventually(LIMIT, "the loads go on", || {
         loads
@@ -131,7 +131,7 @@ fn go_on(loads: &mut [Load]) {
 }
 
 /// Kills an instance whose visits of the last moment are in its spool alone: nobody could store any.
-fn killed_with_visits(fleet: &mut Fleet, number: usize) {
+pub(super) fn killed_with_visits(fleet: &mut Fleet, number: usize) {
     let url = fleet.deployment.database.owner_url();
     let locked = "BEGIN; LOCK TABLE visits IN SHARE MODE; SELECT pg_sleep(1.5); COMMIT";
     std::thread::scope(|scope| {

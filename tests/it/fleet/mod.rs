@@ -14,6 +14,7 @@ use crate::support::Server;
 
 mod coming;
 mod edits;
+mod versions;
 
 /// What every instance of a fleet has beside its store.
 const CONFIG: &str = "[proxies]\ntrusted = [\"127.0.0.0/8\"]\n[breaker]\nrecovery = \"2s\"\n";
