@@ -10,13 +10,15 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use waypost::store::postgres::MIGRATIONS;
+
 use super::coming::{Ends, go_on, judge, killed_with_visits, load};
 use super::{CONFIG, Fleet, Member};
 use crate::campaign::Load;
 use crate::instances::{redis_section, target};
 use crate::servers::deployment::{Deployment, WAYPOST, Way};
 use crate::servers::port;
-use crate::servers::postgres::Postgres;
+use crate::servers::postgres::{Postgres, psql};
 use crate::servers::redis::Redis;
 use crate::support::{Answer, LIMIT, Server, eventually};
 
@@ -180,4 +182,34 @@ fn a_start_without_stores_on_what_the_other_version_remembered() {
         eventually(LIMIT, "the store is there", || fleet.server(0).get("/readyz?require=store").status == 200);
         (0..5).for_each(|_| assert_eq!(fleet.server(0).get(&format!("/{code}")).status, 307));
     }
+}
+
+/// What the next version of this program will do to the schema while this one runs, and starts again.
+#[test]
+fn a_schema_that_a_later_version_has_added_to() {
+    let (mut fleet, known) = (Fleet::start(1, ""), MIGRATIONS.len());
+    let url = fleet.deployment.database.owner_url();
+    psql(
+        &url,
+        "DO $$ DECLARE name text; BEGIN
+           FOR name IN SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
+             AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+           LOOP EXECUTE format('ALTER TABLE %I ADD COLUMN later text NOT NULL DEFAULT ''new''', name); END LOOP;
+         END $$",
+    );
+    let later = |number: usize, from: usize| {
+        let row = format!("({number}, 'later', 'unknown', {from})");
+        psql(&url, &format!("INSERT INTO schema_migrations (number, name, checksum, compatible_from) VALUES {row}"));
+    };
+    later(known + 1, known);
+    let mut load = fleet.load(fleet.port(0), 100, 60);
+    fleet.stop(0);
+    fleet.begin(0);
+    go_on(std::slice::from_mut(&mut load));
+    fleet.judge(&load.stop()).right();
+    // What was left in place for older programs goes.
+    later(known + 2, known + 1);
+    fleet.stop(0);
+    let why = refusal(&fleet, 0, Path::new(WAYPOST)).expect("it is refused");
+    assert!(why.contains("it was made by a newer waypost"), "{why}");
 }
