@@ -17,9 +17,10 @@ use crate::config;
 use crate::store::schema::{self, Applied, Migration};
 use crate::store::{Error, Result};
 
-pub const MIGRATIONS: [Migration; 2] = [
+pub const MIGRATIONS: [Migration; 3] = [
     Migration { number: 1, name: "links", sql: include_str!("../../../migrations/postgres/0001_links.sql") },
     Migration { number: 2, name: "visits", sql: include_str!("../../../migrations/postgres/0002_visits.sql") },
+    Migration { number: 3, name: "quotas", sql: include_str!("../../../migrations/postgres/0003_quotas.sql") },
 ];
 
 /// Programs that know the migrations up to this one go on, and start, on a schema as this program leaves it: in a rolling
@@ -83,13 +84,14 @@ pub async fn grants(settings: &config::Postgres, role: &str) -> Result<()> {
     .await
 }
 
-const TABLES: [&str; 22] = [
+const TABLES: [&str; 23] = [
     "settings",
     "domains",
     "links",
     "tags",
     "link_totals",
     "link_quotas",
+    "quota_leases",
     "feed",
     "link_changes",
     "ranges",

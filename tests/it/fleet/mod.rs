@@ -4,6 +4,8 @@
 //! clients saw.
 //! Never: tells an instance of a fault.
 
+mod failover;
+
 use std::path::{Path, PathBuf};
 
 use crate::campaign::{Account, Judged, Load, Sums};

@@ -20,6 +20,10 @@ pub(crate) enum Way {
     Pooled,
     /// Through PgBouncer alone: Postgres can tell them nothing.
     PooledAlone,
+    /// To this cluster and to the one at this port, whichever takes writes.
+    OfTwo(u16),
+    /// Through somebody at this port who leads to the one that takes writes.
+    Through(u16),
 }
 
 /// The program that is tested.
@@ -50,6 +54,8 @@ impl Deployment {
             Way::Straight => format!("url = \"{url}\""),
             Way::Pooled => format!("url = \"{}\"\ndirect_url = \"{url}\"\nstatements = \"unnamed\"", pooled()),
             Way::PooledAlone => format!("url = \"{}\"\nstatements = \"unnamed\"", pooled()),
+            Way::OfTwo(port) => format!("url = \"{}\"", database.url_of_two(port)),
+            Way::Through(port) => format!("url = \"{}\"", database.url_at(port)),
         };
         // What is asked is right answers, also of a machine that does other things.
         let store =
