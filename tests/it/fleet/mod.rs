@@ -12,6 +12,8 @@ use crate::servers::port;
 use crate::servers::postgres::Postgres;
 use crate::support::Server;
 
+mod chaos;
+
 /// What every instance of a fleet has beside its store.
 const CONFIG: &str = "[proxies]\ntrusted = [\"127.0.0.0/8\"]\n[breaker]\nrecovery = \"2s\"\n";
 

@@ -20,6 +20,8 @@ pub(crate) enum Way {
     Pooled,
     /// Through PgBouncer alone: Postgres can tell them nothing.
     PooledAlone,
+    /// Through a proxy at this port, for everything: it leads to whoever is the primary.
+    Proxied(u16),
 }
 
 #[derive(Debug)]
@@ -42,10 +44,11 @@ impl Deployment {
             Way::Straight => format!("url = \"{url}\""),
             Way::Pooled => format!("url = \"{}\"\ndirect_url = \"{url}\"\nstatements = \"unnamed\"", pooled()),
             Way::PooledAlone => format!("url = \"{}\"\nstatements = \"unnamed\"", pooled()),
+            Way::Proxied(port) => format!("url = \"{}\"", database.url_at(port)),
         };
+        let owner_url = if let Way::Proxied(port) = way { database.owner_url_at(port) } else { database.owner_url() };
         // What is asked is right answers, also of a machine that does other things.
-        let store =
-            format!("[postgres]\n{section}\nlookup_timeout = \"2s\"\nmigrate_url = \"{}\"\n", database.owner_url());
+        let store = format!("[postgres]\n{section}\nlookup_timeout = \"2s\"\nmigrate_url = \"{owner_url}\"\n");
         std::fs::write(folder.path().join("store.toml"), &store).unwrap();
         let this = Self { folder, rings: rings(), database };
         this.configure(&store, config);

@@ -50,7 +50,7 @@ struct Held {
 
 #[derive(Debug)]
 struct State {
-    target: SocketAddr,
+    target: Mutex<SocketAddr>,
     mode: Mutex<Mode>,
     /// Both ends of each connection, by its number.
     streams: Mutex<HashMap<u64, [TcpStream; 2]>>,
@@ -73,7 +73,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
-            target,
+            target: Mutex::new(target),
             mode: Mutex::new(Mode::Pass),
             streams: Mutex::default(),
             opened: AtomicU64::new(0),
@@ -100,6 +100,12 @@ impl Proxy {
 
     pub(crate) fn mode(&self, mode: Mode) {
         *self.state.mode.lock().unwrap() = mode;
+    }
+
+    /// New connections lead to this server from now on; those to the one before are reset.
+    pub(crate) fn lead_to(&self, target: SocketAddr) {
+        *self.state.target.lock().unwrap() = target;
+        self.cut();
     }
 
     /// Resets every connection that there is.
@@ -143,7 +149,8 @@ impl State {
             return;
         }
         // Nobody listens there: the client's connection ends.
-        let Ok(server) = TcpStream::connect(self.target) else { return };
+        let target = *self.target.lock().unwrap();
+        let Ok(server) = TcpStream::connect(target) else { return };
         let number = self.opened.fetch_add(1, Ordering::Relaxed);
         let both = [&client, &server].map(|stream| {
             stream.set_nodelay(true).unwrap();
