@@ -12,6 +12,7 @@ use crate::servers::port;
 use crate::servers::postgres::Postgres;
 use crate::support::Server;
 
+mod balancers;
 mod chaos;
 
 /// What every instance of a fleet has beside its store.
