@@ -69,12 +69,13 @@ pub(super) fn recover(
 }
 
 /// Appends to the log in `dir` what is left in rings beside it, for a replay: of a machine that is gone there are none.
-/// [`Error::InUse`] while a process uses the folder.
-pub fn recover_rings(dir: &Path, now: UnixMillis) -> Result<(), Error> {
-    let (_lock, spool) = folder::lock(dir)?;
+/// The folder's lock comes back, for as long as it is read. [`Error::InUse`] while a process uses the folder.
+pub fn recover_rings(dir: &Path, now: UnixMillis) -> Result<File, Error> {
+    let (lock, spool) = folder::lock(dir)?;
     let disk: Arc<dyn Disk> = Arc::new(disk::Kernel);
     let (left, _) = recover(dir, None, spool, &disk, now)?;
-    at("cannot write", dir, folder::write_rings(dir, &left, &*disk))
+    at("cannot write", dir, folder::write_rings(dir, &left, &*disk))?;
+    Ok(lock)
 }
 
 /// What became of a folder of rings.

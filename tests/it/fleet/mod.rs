@@ -4,6 +4,8 @@
 //! clients saw.
 //! Never: tells an instance of a fault.
 
+mod failover;
+
 use std::path::{Path, PathBuf};
 
 use crate::campaign::{Account, Judged, Load, Sums};
@@ -14,6 +16,9 @@ use crate::support::Server;
 
 mod balancers;
 mod chaos;
+mod coming;
+mod edits;
+mod versions;
 
 /// What every instance of a fleet has beside its store.
 const CONFIG: &str = "[proxies]\ntrusted = [\"127.0.0.0/8\"]\n[breaker]\nrecovery = \"2s\"\n";
@@ -90,6 +95,12 @@ impl Fleet {
     /// Waits until nothing is pending at any instance that runs, and compares all that there is.
     #[track_caller]
     pub(crate) fn judge(&self, ledger: &Path) -> Judged {
+        self.judge_all(&[ledger]).remove(0)
+    }
+
+    /// The same for loads that came at the same time.
+    #[track_caller]
+    pub(crate) fn judge_all(&self, ledgers: &[impl AsRef<Path>]) -> Vec<Judged> {
         let account = Account::settled(&self.servers());
         let command = |arguments: &[&str]| {
             let mut command = self.deployment.command(arguments);
@@ -97,7 +108,10 @@ impl Fleet {
             command
         };
         let sums = Sums::of(|sql| self.deployment.database.sql(sql).parse().unwrap());
-        Judged::judge(&self.deployment.path(""), ledger, command, account, sums)
+        let judge = |ledger: &_| {
+            Judged::judge(&self.deployment.path(""), AsRef::as_ref(ledger), command, account.clone(), sums)
+        };
+        ledgers.iter().map(judge).collect()
     }
 }
 

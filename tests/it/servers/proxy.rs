@@ -102,10 +102,9 @@ impl Proxy {
         *self.state.mode.lock().unwrap() = mode;
     }
 
-    /// New connections lead to this server from now on; those to the one before are reset.
-    pub(crate) fn lead_to(&self, target: SocketAddr) {
+    /// New connections lead to another server.
+    pub(crate) fn leads_to(&self, target: SocketAddr) {
         *self.state.target.lock().unwrap() = target;
-        self.cut();
     }
 
     /// Resets every connection that there is.
@@ -149,8 +148,7 @@ impl State {
             return;
         }
         // Nobody listens there: the client's connection ends.
-        let target = *self.target.lock().unwrap();
-        let Ok(server) = TcpStream::connect(target) else { return };
+        let Ok(server) = TcpStream::connect(*self.target.lock().unwrap()) else { return };
         let number = self.opened.fetch_add(1, Ordering::Relaxed);
         let both = [&client, &server].map(|stream| {
             stream.set_nodelay(true).unwrap();

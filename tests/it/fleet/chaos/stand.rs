@@ -30,6 +30,8 @@ const STALE_MAX: Duration = Duration::from_secs(2);
 /// CommandComplete (PostgreSQL manual, section 55.7).
 const COMMITTED: &[u8] = b"C\0\0\0\x0bCOMMIT\0";
 const WORKERS: usize = 2;
+/// At `/healthz` loadgen asks whether the ids of its requests are believed.
+const PROBE: [(&str, &str); 1] = [(" /livez /health /healthz }", " /livez /health }")];
 
 /// From a moment to a moment.
 pub(super) type Span = (UnixMillis, UnixMillis);
@@ -79,9 +81,9 @@ impl Stand {
         let (primary, redis) = (Postgres::own(), Redis::start());
         let way = Proxy::start(address(primary.port()));
         let rest = config(&redis, WORKERS).replacen(CONFIG, "", 1);
-        let fleet = Fleet::on(&primary, Way::Proxied(way.address().port()), 3, &rest);
+        let fleet = Fleet::on(&primary, Way::Through(way.address().port()), 3, &rest);
         let standby = primary.standby();
-        let haproxy = Haproxy::start([0, 1, 2].map(|instance| address(fleet.port(instance))));
+        let haproxy = Haproxy::changed([0, 1, 2].map(|instance| address(fleet.port(instance))), &PROBE);
         let this = Self {
             fleet,
             haproxy,
@@ -181,7 +183,7 @@ impl Stand {
                 self.primary.kill();
                 self.redis.kill();
             }
-            Fault::Reload => self.haproxy.reload(&[]),
+            Fault::Reload => self.haproxy.reload(&PROBE),
         }
     }
 
@@ -293,7 +295,8 @@ impl Stand {
     fn fail_over(&mut self) {
         self.standby.promote();
         self.diary.lost.last_mut().unwrap().1 = time::now();
-        self.way.lead_to(address(self.standby.port()));
+        self.way.leads_to(address(self.standby.port()));
+        self.way.cut();
         self.alone = true;
     }
 
