@@ -5,6 +5,7 @@
 //! Never: tells an instance of a fault.
 
 mod balancers;
+mod chaos;
 mod coming;
 mod edits;
 mod failover;
