@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that meets one has failed")]
 
+mod campaign;
 mod servers;
 mod support;
 
@@ -12,6 +13,7 @@ mod codes;
 mod coherence;
 mod faults_postgres;
 mod faults_redis;
+mod fleet;
 mod instances;
 mod loadgen;
 mod moving;
