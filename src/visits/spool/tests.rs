@@ -704,9 +704,10 @@ fn what_a_killed_start_had_reserved_is_given_back() {
     assert_eq!(fs::read(&path).unwrap(), [1; 100]);
 }
 
-/// Lines of 16 segments, each with 26,000 links, of which `link` says the n-th: the longest numbers, for a long file soon.
+/// Long numbers make a file long with few of them.
 const LOST_EACH: u64 = 100_000_000_000_000_000;
 
+/// Lines of 16 segments, each with 26,000 links, of which `link` says the n-th.
 fn write_lost(dir: &Path, link: impl Fn(u64, u64) -> u64) {
     let mut file = File::create(dir.join(lost::NAME)).unwrap();
     for segment in 1..=16 {
@@ -734,7 +735,11 @@ fn a_long_list_of_what_was_lost_is_shortened() {
         let text = fs::read_to_string(dir.path().join(lost::NAME)).unwrap();
         assert!((text.len() as u64) < lost::LOST_BYTES_MAX / 2);
         let links = text.lines().filter_map(|line| serde_json::from_str::<lost::Line>(line).ok());
-        assert_eq!(links.flat_map(|line| line.links.into_values()).map(|visits| visits / LOST_EACH).sum::<u64>(), counted, "{there:?}");
+        assert_eq!(
+            links.flat_map(|line| line.links.into_values()).map(|visits| visits / LOST_EACH).sum::<u64>(),
+            counted,
+            "{there:?}"
+        );
         let all = lost::read(dir.path()).unwrap().into_iter().map(|(segment, ranges)| {
             let [range] = ranges[..] else { panic!("{ranges:?}") };
             assert_eq!((range.visits, range.before), ((range.to - range.from) / 10 * 8, range.from / 10 * 8));
