@@ -18,7 +18,7 @@ use waypost::visits::agents::Agent;
 use waypost::visits::batch::{Batch, Orphan, Range, Referrer, RequestId, Row};
 use waypost::visits::sink::postgres::Postgres;
 use waypost::visits::sink::{Failure, Settings, Tidied};
-use waypost::visits::spool::read::Tally;
+use waypost::visits::spool::segment::Tally;
 use waypost::visits::spool::{Epoch, Source};
 use waypost::visits::{Dropped, Drops};
 

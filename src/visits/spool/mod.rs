@@ -26,10 +26,11 @@ use disk::Disk;
 use folder::RingFolder;
 use live::Live;
 use log::{Log, Unsynced};
-use read::{Next, Reader, Tally};
+use read::{Next, Reader};
 pub use recovery::recover_rings;
 use retain::{Goes, Limits};
 use ring::{About, Counts, RingWriter};
+use segment::Tally;
 pub use summary::{Summary, summary};
 
 pub mod copy;
@@ -41,6 +42,7 @@ pub mod live;
 pub mod log;
 pub mod lost;
 pub mod map;
+pub mod piece;
 pub mod read;
 pub mod record;
 pub mod recovery;
@@ -171,6 +173,8 @@ pub struct Figures {
     /// Of the log, and up to which it may grow now.
     pub bytes: u64,
     pub bytes_max: u64,
+    /// Of it, what is not stored.
+    pub waiting_bytes: u64,
     /// Since when the log cannot be written or synced.
     pub failing_since: Option<UnixMillis>,
     /// Visits that this process gave up because the log was full.
@@ -488,6 +492,7 @@ impl Shared {
             }
             state.figures.bytes = segments.iter().map(|segment| segment.bytes).sum();
             state.figures.bytes_max = bytes_max;
+            state.figures.waiting_bytes = retain::waiting_bytes(&segments, state.stored, self.live.written());
             Limits {
                 keep_ms: i64::try_from(self.settings.keep.as_millis()).unwrap_or(i64::MAX),
                 keep_bytes: self.settings.keep_bytes,

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 
 use super::format::{BLOCK_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use super::live::Live;
-use super::segment::{self, Body, Header};
+use super::segment::{self, Body, Header, Tally};
 use super::{Epoch, Place, Source, lost};
 use crate::domain::time::UnixMillis;
 use crate::visits::Dropped;
@@ -125,20 +125,6 @@ pub struct Block<'a> {
     /// Ids whose string is new or another one since this core's block before.
     pub strings_new: &'a [u32],
     strings: &'a Strings,
-}
-
-/// How a core stood.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tally {
-    pub source: Source,
-    /// Records that the log has had: the number of the next one.
-    pub appended: u64,
-    /// Visits of a link among them.
-    pub visits: u64,
-    pub ring_full: u64,
-    pub spool_error: u64,
-    /// Orphans that were not recorded.
-    pub orphans: u64,
 }
 
 impl Block<'_> {

@@ -15,9 +15,10 @@ use super::copy::Copier;
 use super::disk::Disk;
 use super::live::Live;
 use super::log::{Log, Unsynced};
-use super::read::{self, Block, Item, Next, Reader, Tally};
+use super::read::{self, Block, Item, Next, Reader};
 use super::ring::{self, RingReader};
-use super::{Epoch, Error, Source, at, disk, folder, lost, retain, segment};
+use super::segment::{self, Tally};
+use super::{Epoch, Error, Source, at, disk, folder, lost, retain};
 use crate::domain::time::UnixMillis;
 
 /// Recovers the rings that `rings` names and those of this spool in `base`; says what became of them. The folders that
