@@ -79,7 +79,9 @@ pub fn start(
         cores: u16::try_from(cores).context("there are more than 65,535 workers")?,
     };
     let (spool, rings) = Spool::open(&settings, time::now(), epoch).map_err(|error| match error {
-        spool::Error::InUse(_) | spool::Error::RingFolder(_) => anyhow::Error::new(error).context(BadConfiguration),
+        spool::Error::InUse(_) | spool::Error::RingFolder(_) | spool::Error::Newer { .. } => {
+            anyhow::Error::new(error).context(BadConfiguration)
+        }
         error @ spool::Error::Io { .. } => error.into(),
     })?;
     let spool = Arc::new(spool);
