@@ -38,7 +38,8 @@ struct Lease {
     number: u64,
     granted: u32,
     left: u32,
-    /// What is left is given back.
+    /// What is left is given back. If not, it is spent at once by who waited for it, whatever changed meanwhile: that
+    /// may be the very change that this visit was the last.
     leased: bool,
     until: Instant,
     as_of: AsOf,
@@ -69,6 +70,12 @@ pub struct Asked {
     pub as_of: AsOf,
 }
 
+impl Lease {
+    fn is_good(&self, now: Instant, believes: impl Fn(AsOf) -> bool) -> bool {
+        now < self.until && (!self.leased || believes(self.as_of))
+    }
+}
+
 impl Quota {
     #[must_use]
     pub fn new(now: Instant) -> Self {
@@ -78,7 +85,7 @@ impl Quota {
     /// Spends a visit, if there is one. `believes`: whether the link has not changed since a moment of the feed.
     pub fn take(&mut self, now: Instant, believes: impl Fn(AsOf) -> bool) -> bool {
         match &mut self.lease {
-            Some(lease) if lease.left > 0 && now < lease.until && believes(lease.as_of) => {
+            Some(lease) if lease.left > 0 && lease.is_good(now, believes) => {
                 lease.left -= 1;
                 true
             }
@@ -90,7 +97,7 @@ impl Quota {
     /// process ends.
     pub fn next(&mut self, now: Instant, wanted: bool, ending: bool, believes: impl Fn(AsOf) -> bool) -> Next {
         if let Some(lease) = &self.lease
-            && (wanted || ending || now >= lease.until || !believes(lease.as_of))
+            && (wanted || ending || !lease.is_good(now, believes))
         {
             self.end(now);
         }

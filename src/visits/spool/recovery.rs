@@ -35,6 +35,9 @@ pub(super) fn recover(
         let _ = disk.remove(&dir.join(segment::name(*number)));
     }
     let there = at("cannot read", dir, read::segments(dir))?;
+    if let Err(error) = lost::shorten(dir, &there, &**disk) {
+        tracing::warn!(dir = %dir.display(), %error, "lost.ndjson could not be shortened");
+    }
     for number in &there {
         // What cannot be given back is counted all the same.
         let _ = retain::trim(&dir.join(segment::name(*number)));

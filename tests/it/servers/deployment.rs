@@ -57,9 +57,9 @@ impl Deployment {
             Way::OfTwo(port) => format!("url = \"{}\"", database.url_of_two(port)),
             Way::Through(port) => format!("url = \"{}\"", database.url_at(port)),
         };
+        let owner_url = if let Way::Through(port) = way { database.owner_url_at(port) } else { database.owner_url() };
         // What is asked is right answers, also of a machine that does other things.
-        let store =
-            format!("[postgres]\n{section}\nlookup_timeout = \"2s\"\nmigrate_url = \"{}\"\n", database.owner_url());
+        let store = format!("[postgres]\n{section}\nlookup_timeout = \"2s\"\nmigrate_url = \"{owner_url}\"\n");
         std::fs::write(folder.path().join("store.toml"), &store).unwrap();
         let this = Self { folder, rings: rings(), database };
         this.configure(&store, config);

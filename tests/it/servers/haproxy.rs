@@ -58,10 +58,6 @@ impl Haproxy {
         SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
-    pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.address())
-    }
-
     /// What the stats socket answers.
     #[track_caller]
     pub(crate) fn ask(&self, command: &str) -> String {

@@ -185,7 +185,7 @@ fn becomes_ready(process: &Process, ready: impl Fn() -> bool) -> bool {
 }
 
 /// A file of `deploy/` as it is, but for `changes`, each of which must meet something.
-fn shipped(name: &str, changes: &[(&str, &str)]) -> String {
+pub(crate) fn shipped(name: &str, changes: &[(&str, &str)]) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name);
     let mut text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
     for (old, new) in changes {

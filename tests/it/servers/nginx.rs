@@ -42,10 +42,10 @@ pub(crate) struct Nginx {
 impl Nginx {
     /// In front of these, whether they run yet or not. Whoever comes from 127.0.0.0/9 is believed as a CDN is, so that the
     /// ids of a load reach the visits, and may use the API; the rest of 127.0.0.0/8 are visitors.
-    pub(crate) fn start(servers: [SocketAddr; 3]) -> Self {
+    pub(crate) fn changed(servers: [SocketAddr; 3], changes: &[(&str, &str)]) -> Self {
         let folder = folder();
         let spawn = |port| {
-            configure(folder.path(), port, servers, &[]);
+            configure(folder.path(), port, servers, changes);
             let arguments = arguments(folder.path(), &[]);
             Process::spawn(folder.path(), "TERM", Path::new("nginx"), &arguments)
         };
@@ -56,10 +56,6 @@ impl Nginx {
 
     pub(crate) fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port))
-    }
-
-    pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.address())
     }
 
     /// Other changes to the file, from now on, after which the old workers take no more requests.
