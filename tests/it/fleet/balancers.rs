@@ -177,7 +177,9 @@ impl Seen {
             };
             Some(Failed { sent_ns: begun_ns + at_ns, why })
         });
-        Self { failed: failed.collect(), requests: sent.len() }
+        let mut failed: Vec<Failed> = failed.collect();
+        failed.sort_by_key(|failed| failed.sent_ns);
+        Self { failed, requests: sent.len() }
     }
 
     #[track_caller]
