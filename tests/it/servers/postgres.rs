@@ -5,6 +5,7 @@
 //! Never: a superuser for what is tested: it has the role that owns the database and one that owns nothing.
 //! At the limit: 200 connections to a cluster; PgBouncer takes 1,000 and has 20 for each database and role.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -283,6 +284,11 @@ impl Database {
     /// As the role that owns nothing, at another port: a standby's or a proxy's.
     pub(crate) fn url_at(&self, port: u16) -> String {
         self.at.url(ROLE, port, &self.name)
+    }
+
+    /// As the role that owns nothing, by way of somebody at this address.
+    pub(crate) fn url_through(&self, address: SocketAddr) -> String {
+        self.url_at(address.port()).replace("@127.0.0.1:", &format!("@{}:", address.ip()))
     }
 
     /// As the role that owns nothing, of this cluster and another one whichever takes writes.
