@@ -172,6 +172,8 @@ fn a_black_hole() {
     let redis_there = Proxy::start_at(to_redis.here, redis.address());
     let config = format!("{CONFIG}[redis]\nurl = \"redis://{}\"\n", redis_there.address());
     let deployment = Deployment::on(&postgres, Way::Through(postgres_there.address()), &config);
+    // The owner's way to Postgres does not lead there.
+    deployment.restrict("migrate = \"check\"\n");
     let listen = format!("{}:{}", visitors.there, port());
     let server = deployment.instance_in("inside", &listen, |command| namespace.inside(&command));
     let warm: Vec<String> = (0..20).map(|_| server.warm(TARGET)).collect();
