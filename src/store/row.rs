@@ -190,10 +190,6 @@ pub struct WorkerLease {
 /// that were lost with the last transactions reach no further.
 pub const LEASES_LOST_MS: u64 = 86_400_000;
 
-/// How far it moves the ids of links: those that were given in what was lost stand in visits that are kept, and must be
-/// nobody else's. What is lost is shorter than an import of so many links.
-pub const LINK_IDS_LOST: u64 = 1 << 30;
-
 /// Links that are to be in memory.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -7,10 +7,10 @@ use std::collections::HashSet;
 
 use rusqlite::{OptionalExtension, Result, params};
 
-use super::{Writing, settings};
+use super::Writing;
 use crate::codes::snowflake::WORKERS;
 use crate::domain::time;
-use crate::store::row::{LEASES_LOST_MS, LINK_IDS_LOST, WorkerLease};
+use crate::store::row::{LEASES_LOST_MS, WorkerLease};
 
 pub fn begin_generation(tx: &mut Writing<'_>, seen: u64) -> Result<u64> {
     let begun =
@@ -26,7 +26,6 @@ pub fn begin_generation(tx: &mut Writing<'_>, seen: u64) -> Result<u64> {
                  ON CONFLICT (worker_id) DO UPDATE SET epoch = epoch + 1000, until_ms = max(until_ms, ?2) + ?3",
             )?
             .execute(params![WORKERS, time::now().0, LEASES_LOST_MS])?;
-        settings::lease(tx, "link_ids", 1, LINK_IDS_LOST)?;
     }
     tx.db.prepare_cached("SELECT generation FROM feed")?.query_row([], |row| row.get(0))
 }
