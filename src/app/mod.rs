@@ -166,7 +166,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     vital(tokio::spawn(back::present(store.clone(), id.as_str().to_owned())));
 
     let cores: Vec<Core> = (0..workers).map(|_| Core::default()).collect();
-    let (visits, recorders) = visits::start(&config, workers, &store, id.as_str())?;
+    let (visits, recorders) = visits::start(&config, workers, &store, id.as_str(), follower.seen())?;
     let instance = Arc::new(Instance::new(instance::Parts {
         name: id.as_str().to_owned(),
         store: store.clone(),

@@ -444,15 +444,19 @@ impl Flight {
         let (mut again, mut gathered) = (Vec::new(), Gathered::new());
         if let Some(limited) = self.limited.borrow_mut().get_mut(&id) {
             let now = time::monotonic();
+            let is_single = matches!(taken, Some(Taken::Visits { leased: false, .. }));
             limited.quota.answered(asked, taken, now);
             for visitor in std::mem::take(&mut limited.waiting) {
                 let Visitor { lookup, entry, as_of, .. } = &visitor;
-                if !believes(*as_of) {
-                    again.push(*lookup);
-                    continue;
-                }
+                let is_known = believes(*as_of);
                 let looked = match taken {
-                    _ if limited.quota.take(now, &believes) => Looked::Found(Box::new(entry.clone()), Tier::Store),
+                    _ if (is_single || is_known) && limited.quota.take(now, &believes) => {
+                        Looked::Found(Box::new(entry.clone()), Tier::Store)
+                    }
+                    _ if !is_known => {
+                        again.push(*lookup);
+                        continue;
+                    }
                     Some(Taken::UsedUp) if asked.wanted > 0 => Looked::UsedUp,
                     Some(Taken::Held) | None if asked.wanted > 0 => Looked::Unavailable,
                     // More wait than were granted, or none was asked for.

@@ -190,6 +190,10 @@ pub struct WorkerLease {
 /// that were lost with the last transactions reach no further.
 pub const LEASES_LOST_MS: u64 = 86_400_000;
 
+/// How far a new generation moves the ids of links past what is stored. Ids that were given in the lost transactions reach no
+/// further: visits have them, in the spools of instances and in their memory, and would be another link's.
+pub const IDS_LOST: u64 = 1 << 32;
+
 /// Links that are to be in memory.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

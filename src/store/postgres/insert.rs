@@ -116,7 +116,7 @@ const TAKE_VISITS: &str = "WITH asked AS (
         + (SELECT greatest(version, (SELECT max(version) FROM link_changes)) FROM feed
           WHERE current_setting('waypost.begun', true) = 'yes'), $7, domain_id, code, 'used_up'
     FROM ended
-  ) SELECT id, visits, max_visits IS NOT NULL AND visits > 1, live FROM granted";
+  ) SELECT id, visits, visits > 1, live FROM granted";
 
 const MADE: &str = "SELECT id FROM links WHERE id = ANY ($1::int8[])";
 

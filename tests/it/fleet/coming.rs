@@ -16,15 +16,18 @@ use crate::support::{LIMIT, Server, eventually};
 
 /// Requests a second on each instance.
 const RATE: u32 = 100;
-/// How long they come: longer than anything here takes on an idle machine. On a busy one the end of it happens without load.
+/// How long they come where every answer has to be waited for: longer than what happens takes on an idle machine. On a busy
+/// one the end of it happens without load.
 const SECONDS: u32 = 6;
+/// How long they come where they are broken off.
+const SECONDS_MAX: u32 = 120;
 
 /// What happens to a fleet; a load stands where its instance does.
 type Happens = fn(&mut Fleet, &mut Vec<Load>);
 
 /// Whether an instance is killed meanwhile: then what was in flight may be stored and not received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ends {
+pub(super) enum Ends {
     Stopped,
     Killed,
 }
@@ -91,7 +94,7 @@ fn a_copied_folder_beside_its_original() {
         let copied = copy(fleet, 0).file_name().unwrap().to_str().unwrap().to_owned();
         fleet.members.push(Member { name: copied, port: port(), server: None });
         [3, 0].into_iter().for_each(|number| fleet.begin(number));
-        loads.push(load(fleet, 3));
+        loads.push(load(fleet, 3, Ends::Killed));
         go_on(loads);
     });
 }
@@ -100,9 +103,15 @@ fn a_copied_folder_beside_its_original() {
 #[track_caller]
 fn check(config: &str, ends: Ends, happens: Happens) {
     let mut fleet = Fleet::start(3, config);
-    let mut loads: Vec<Load> = (0..3).map(|number| load(&fleet, number)).collect();
+    let mut loads: Vec<Load> = (0..3).map(|number| load(&fleet, number, ends)).collect();
     happens(&mut fleet, &mut loads);
-    let ledgers: Vec<PathBuf> = loads.into_iter().map(Load::ends).collect();
+    judge(&fleet, loads, ends);
+}
+
+#[track_caller]
+pub(super) fn judge(fleet: &Fleet, loads: Vec<Load>, ends: Ends) {
+    let end = if ends == Ends::Stopped { Load::ends } else { Load::stop };
+    let ledgers: Vec<PathBuf> = loads.into_iter().map(end).collect();
     for judged in fleet.judge_all(&ledgers) {
         judged.right();
         if ends == Ends::Stopped {
@@ -111,11 +120,12 @@ fn check(config: &str, ends: Ends, happens: Happens) {
     }
 }
 
-pub(super) fn load(fleet: &Fleet, number: usize) -> Load {
+pub(super) fn load(fleet: &Fleet, number: usize, ends: Ends) -> Load {
+    let seconds = if ends == Ends::Stopped { SECONDS } else { SECONDS_MAX };
     let folder = fleet.deployment.path(&format!("load-{number}"));
     std::fs::create_dir(&folder).unwrap();
     let target = format!("http://127.0.0.1:{}", fleet.port(number));
-    Load::begin(&folder, &target, &fleet.deployment.path("admin.key"), RATE, SECONDS)
+    Load::begin(&folder, &target, &fleet.deployment.path("admin.key"), RATE, seconds)
 }
 
 /// Waits until each load has had answers for a while, or has ended.

@@ -4,7 +4,12 @@
 //! clients saw.
 //! Never: tells an instance of a fault.
 
+mod balancers;
+mod chaos;
+mod coming;
+mod edits;
 mod failover;
+mod versions;
 
 use std::path::{Path, PathBuf};
 
@@ -13,12 +18,6 @@ use crate::servers::deployment::{Deployment, Way};
 use crate::servers::port;
 use crate::servers::postgres::Postgres;
 use crate::support::Server;
-
-mod balancers;
-mod chaos;
-mod coming;
-mod edits;
-mod versions;
 
 /// What every instance of a fleet has beside its store.
 const CONFIG: &str = "[proxies]\ntrusted = [\"127.0.0.0/8\"]\n[breaker]\nrecovery = \"2s\"\n";
