@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::json;
 use waypost::domain::time;
 
@@ -21,7 +22,7 @@ use crate::servers::deployment::Way;
 use crate::servers::postgres::Postgres;
 use crate::servers::proxy::Proxy;
 use crate::servers::redis::Redis;
-use crate::support::{Answer, Client, LIMIT, Server, eventually, throughout};
+use crate::support::{Answer, Client, LIMIT, Server, eventually, request, throughout};
 
 /// From the promotion until every instance writes again, and has forgotten what was lost.
 const BACK: Duration = Duration::from_secs(5);
@@ -78,7 +79,7 @@ impl Stand {
         }
         let address = (by == By::Address).then(|| Proxy::start(at(primary.port())));
         let way = match &address {
-            Some(address) => Way::Through(address.address().port()),
+            Some(address) => Way::Through(address.address()),
             None if by == By::Hosts => Way::OfTwo(follower.port()),
             None => Way::PooledAlone,
         };
@@ -264,6 +265,116 @@ fn nothing_is_given_twice(stand: &Stand, lost: &BTreeMap<u64, String>) {
     let codes: BTreeSet<&str> = lost.values().map(String::as_str).collect();
     let again: Vec<_> = now.iter().filter(|(id, code)| lost.contains_key(id) || codes.contains(code)).collect();
     assert!(again.is_empty(), "given again: {again:?} of {lost:?}");
+}
+
+/// What becomes of an instance that sees nothing of a failover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Absent {
+    /// In order: all that it had was stored.
+    Stopped,
+    /// By SIGSTOP: it remembers what it knew.
+    Frozen,
+}
+
+/// It finds the store as far as it was, or farther, and all the same another one.
+fn check_absent(absent: Absent) {
+    let mut stand = Stand::new(Standby::Lagging, By::Hosts, "");
+    let [load, other] = stand.loads(16);
+    assert_eq!(create(stand.fleet.server(0), "kept").status, 201);
+    stand.standby.unfollow();
+    assert_eq!(create(stand.fleet.server(2), "last").status, 201);
+    let mut idle = stand.fleet.server(2).connect();
+    for _ in 0..OTHERS {
+        assert!(is_right(&visit(&mut idle, "last"), "last"));
+    }
+    drop(idle);
+    let stored_of_ours = format!("SELECT count(*) FROM visits WHERE request_id = '{OURS}'");
+    eventually(LIMIT, "these are stored", || stand.sql(&stored_of_ours) == OTHERS as u64);
+    let version = "SELECT version FROM feed";
+    let before = stand.sql(version);
+    match absent {
+        Absent::Stopped => stand.fleet.stop(2),
+        Absent::Frozen => stand.fleet.server(2).signal(Signal::STOP),
+    }
+    stand.fails_over(Old::StaysAway);
+    let mut number = 0;
+    eventually(2 * LIMIT, "the new history is longer than the old one", || {
+        number += 1;
+        let answer = create(stand.fleet.server(number % 2), &format!("new-{number}"));
+        assert!(matches!(answer.status, 201 | 503), "{answer:?}");
+        stand.sql(version) > before + 1
+    });
+    match absent {
+        Absent::Stopped => stand.fleet.begin(2),
+        Absent::Frozen => stand.fleet.server(2).signal(Signal::CONT),
+    }
+    eventually(2 * BACK, "what is lost is known to be", || {
+        let answer = stand.fleet.server(2).get("/last");
+        assert!(matches!(answer.status, 404 | 503) || is_right(&answer, "last"), "{answer:?}");
+        answer.status == 404
+    });
+    eventually(LIMIT, "what was lost of visits is there again", || stand.sql(&stored_of_ours) == OTHERS as u64);
+    let ledgers = [load, other].map(Load::ends);
+    let judged = ledgers.map(|ledger| stand.fleet.judge(&ledger));
+    let lost = stand.lost(Old::StaysAway);
+    assert!(lost.values().any(|code| code == "last"), "{lost:?}");
+    judged.iter().for_each(|judged| right_but_for(judged, &lost));
+    nothing_is_given_twice(&stand, &lost);
+}
+
+#[test]
+fn an_instance_that_was_stopped() {
+    check_absent(Absent::Stopped);
+}
+
+#[test]
+fn an_instance_that_slept() {
+    check_absent(Absent::Frozen);
+}
+
+/// What is lost of visits and no longer kept is counted, to the visit.
+#[test]
+fn a_gap_larger_than_what_is_kept() {
+    const AT_ONCE: usize = 100;
+    let spool = "[workers]\ncount = 1\n[spool]\nsegment = \"1MiB\"\nkeep = \"1s\"\n";
+    let mut stand = Stand::new(Standby::Lagging, By::Hosts, spool);
+    let [load, other] = stand.loads(12);
+    assert_eq!(create(stand.fleet.server(0), "kept").status, 201);
+    let stored = format!("SELECT count(*) FROM visits WHERE request_id = '{OURS}'");
+    eventually(LIMIT, "visits are stored", || stand.sql("SELECT count(*) FROM visits") > 100);
+    stand.standby.unfollow();
+    let (mut client, mut ours) = (stand.fleet.server(0).connect(), 0);
+    let spool = stand.fleet.data(0).join("spool");
+    let segments = || {
+        let names = std::fs::read_dir(&spool).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".log")).min().unwrap()
+    };
+    let first = segments();
+    let requests = request("GET", "/kept", &[OURS_HEADER], b"").repeat(AT_ONCE);
+    eventually(6 * LIMIT, "the first segment is not kept", || {
+        client.send(&requests);
+        for _ in 0..AT_ONCE {
+            let answer = client.answer();
+            assert!(is_right(&answer, "kept"), "{answer:?}");
+        }
+        ours += AT_ONCE as u64;
+        segments() != first
+    });
+    stand.fails_over(Old::StaysAway);
+    let ledgers = [load, other].map(Load::ends);
+    let judged = ledgers.map(|ledger| stand.fleet.judge(&ledger));
+    let missing =
+        judged.each_ref().map(|judged| judged.wrong("missing")).iter().sum::<u64>() + ours - stand.sql(&stored);
+    let account = &judged[0].account;
+    report(&format!("{missing} missing; {account:?}"));
+    assert_eq!(account.drops.keys().collect::<Vec<_>>(), ["failover_gap"], "{account:?}");
+    assert_eq!(account.dropped(), missing, "{judged:#?}");
+    for judged in &judged {
+        judged.nothing_in_flight();
+        for what in ["doubled", "stored_as_orphan", "counted", "unknown", "link_other_target"] {
+            assert_eq!(judged.wrong(what), 0, "{what}: {judged:#?}");
+        }
+    }
 }
 
 #[test]

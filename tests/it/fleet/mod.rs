@@ -9,6 +9,8 @@ mod chaos;
 mod coming;
 mod edits;
 mod failover;
+mod network;
+mod outage;
 mod versions;
 
 use std::path::{Path, PathBuf};
@@ -50,14 +52,25 @@ impl Fleet {
 
     /// Starts an instance that does not run.
     pub(crate) fn begin(&mut self, number: usize) {
-        let member = &mut self.members[number];
+        let server = self.started(number);
+        self.put(number, server);
+    }
+
+    /// The same, for somebody who has it for a while; see [`Fleet::put`].
+    pub(crate) fn started(&self, number: usize) -> Server {
+        let member = &self.members[number];
         assert!(member.server.is_none(), "{} runs", member.name);
-        member.server = Some(self.deployment.instance_at(&member.name, member.port));
+        self.deployment.instance_at(&member.name, member.port)
     }
 
     /// The server of an instance that is to end; [`Fleet::begin`] starts it again.
     pub(crate) fn take(&mut self, number: usize) -> Server {
         self.members[number].server.take().unwrap()
+    }
+
+    /// The server of an instance, given back.
+    pub(crate) fn put(&mut self, number: usize, server: Server) {
+        self.members[number].server = Some(server);
     }
 
     pub(crate) fn stop(&mut self, number: usize) {

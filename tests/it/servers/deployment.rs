@@ -4,6 +4,7 @@
 //! test's process.
 //! Never: shares a database with another test.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -22,8 +23,8 @@ pub(crate) enum Way {
     PooledAlone,
     /// To this cluster and to the one at this port, whichever takes writes.
     OfTwo(u16),
-    /// Through somebody at this port who leads to the one that takes writes.
-    Through(u16),
+    /// Through somebody at this address who leads to the one that takes writes.
+    Through(SocketAddr),
 }
 
 /// The program that is tested.
@@ -55,9 +56,12 @@ impl Deployment {
             Way::Pooled => format!("url = \"{}\"\ndirect_url = \"{url}\"\nstatements = \"unnamed\"", pooled()),
             Way::PooledAlone => format!("url = \"{}\"\nstatements = \"unnamed\"", pooled()),
             Way::OfTwo(port) => format!("url = \"{}\"", database.url_of_two(port)),
-            Way::Through(port) => format!("url = \"{}\"", database.url_at(port)),
+            Way::Through(address) => format!("url = \"{}\"", database.url_through(address)),
         };
-        let owner_url = if let Way::Through(port) = way { database.owner_url_at(port) } else { database.owner_url() };
+        let owner_url = match way {
+            Way::Through(address) => database.owner_url_through(address),
+            _ => database.owner_url(),
+        };
         // What is asked is right answers, also of a machine that does other things.
         let store = format!("[postgres]\n{section}\nlookup_timeout = \"2s\"\nmigrate_url = \"{owner_url}\"\n");
         std::fs::write(folder.path().join("store.toml"), &store).unwrap();
@@ -76,6 +80,13 @@ impl Deployment {
     /// What the instances that start from now on have beside the store.
     pub(crate) fn reconfigure(&self, config: &str) {
         self.configure(&std::fs::read_to_string(self.path("store.toml")).unwrap(), config);
+    }
+
+    /// Adds to what the instances that start from now on have of Postgres.
+    pub(crate) fn restrict(&self, more: &str) {
+        let mut config = std::fs::read_to_string(self.path("waypost.toml")).unwrap();
+        config.push_str(more);
+        std::fs::write(self.path("waypost.toml"), config).unwrap();
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -108,18 +119,23 @@ impl Deployment {
     }
 
     pub(crate) fn instance_at(&self, name: &str, port: u16) -> Server {
-        let (command, data) = self.serve(Path::new(WAYPOST), name, port);
-        Server::spawn(command, &data)
+        self.instance_in(name, &format!("127.0.0.1:{port}"), |command| command)
+    }
+
+    /// One whose command is carried out in some other way.
+    pub(crate) fn instance_in(&self, name: &str, listen: &str, way: impl FnOnce(Command) -> Command) -> Server {
+        let (command, data) = self.serve(Path::new(WAYPOST), name, listen);
+        Server::spawn(way(command), &data)
     }
 
     /// What starts an instance by a version of the program, and its data folder.
-    pub(crate) fn serve(&self, program: &Path, name: &str, port: u16) -> (Command, PathBuf) {
+    pub(crate) fn serve(&self, program: &Path, name: &str, listen: &str) -> (Command, PathBuf) {
         let data = self.path(name);
         if !data.exists() {
             std::fs::create_dir(&data).unwrap();
             std::fs::copy(self.path("admin.key"), data.join("admin.key")).unwrap();
         }
-        let mut command = self.command_of(program, &["serve", "--listen", &format!("127.0.0.1:{port}")]);
+        let mut command = self.command_of(program, &["serve", "--listen", listen]);
         command.arg("--data").arg(&data);
         (command, data)
     }

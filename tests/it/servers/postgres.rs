@@ -5,6 +5,7 @@
 //! Never: a superuser for what is tested: it has the role that owns the database and one that owns nothing.
 //! At the limit: 200 connections to a cluster; PgBouncer takes 1,000 and has 20 for each database and role.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -271,12 +272,12 @@ impl Database {
 
     /// As the role that owns the database.
     pub(crate) fn owner_url(&self) -> String {
-        self.owner_url_at(self.at.port)
+        self.at.url(OWNER, self.at.port, &self.name)
     }
 
-    /// The same at another port: a standby's or a proxy's.
-    pub(crate) fn owner_url_at(&self, port: u16) -> String {
-        self.at.url(OWNER, port, &self.name)
+    /// The same by way of somebody at this address.
+    pub(crate) fn owner_url_through(&self, address: SocketAddr) -> String {
+        through(&self.owner_url(), self.at.port, address)
     }
 
     /// As the role that owns nothing, through PgBouncer in transaction mode.
@@ -288,6 +289,11 @@ impl Database {
     /// As the role that owns nothing, at another port: a standby's or a proxy's.
     pub(crate) fn url_at(&self, port: u16) -> String {
         self.at.url(ROLE, port, &self.name)
+    }
+
+    /// As the role that owns nothing, by way of somebody at this address.
+    pub(crate) fn url_through(&self, address: SocketAddr) -> String {
+        through(&self.url(), self.at.port, address)
     }
 
     /// As the role that owns nothing, of this cluster and another one whichever takes writes.
@@ -364,6 +370,11 @@ impl Pooler {
             start(path, spawn, |port| answers(&format!("postgres://{ROLE}:{PASSWORD}@127.0.0.1:{port}/postgres")));
         Self { port, process, folder }
     }
+}
+
+/// The URL of the cluster at `port`, by way of `address`.
+fn through(url: &str, port: u16, address: SocketAddr) -> String {
+    url.replace(&format!("@127.0.0.1:{port}/"), &format!("@{address}/"))
 }
 
 /// Runs SQL by psql and returns what it prints: rows, cells between `|`.
