@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::sync::watch;
 
 use super::BadConfiguration;
 use crate::config::{Breaker, Config};
 use crate::domain::time;
 use crate::instance::{Core, EarlierVisits, VisitFigures};
 use crate::store::Store;
+use crate::store::row::Position;
 use crate::store::sqlite::VISITS_FILE;
 use crate::visits::agents::patterns::BotList;
 use crate::visits::agents::{Agents, Referrers};
@@ -41,12 +43,13 @@ pub struct Standing {
     figures: Arc<Figures>,
 }
 
-/// Starts recording; the recorders are those of the cores, in order. Without `visits.sinks` nothing is recorded.
+/// Starts recording; the recorders are those of the cores, in order. `seen`: what is known of the store. Without `visits.sinks` nothing is recorded.
 pub fn start(
     config: &Config,
     cores: usize,
     store: &Store,
     instance: &str,
+    seen: watch::Receiver<Option<Position>>,
 ) -> anyhow::Result<(Option<Visits>, Vec<Recorder>)> {
     if !config.visits.recorded {
         return Ok((None, (0..cores).map(|_| Recorder::default()).collect()));
@@ -76,11 +79,14 @@ pub fn start(
         cores: u16::try_from(cores).context("there are more than 65,535 workers")?,
     };
     let (spool, rings) = Spool::open(&settings, time::now(), epoch).map_err(|error| match error {
-        spool::Error::InUse(_) | spool::Error::RingFolder(_) => anyhow::Error::new(error).context(BadConfiguration),
+        spool::Error::InUse(_) | spool::Error::RingFolder(_) | spool::Error::Newer { .. } => {
+            anyhow::Error::new(error).context(BadConfiguration)
+        }
         error @ spool::Error::Io { .. } => error.into(),
     })?;
     let spool = Arc::new(spool);
-    let writer = Writer::start(writer_settings(config, Some(epoch)), &settings.dir, Arc::clone(&spool), builder, sink)
+    let settings_of_writer = writer_settings(config, Some(epoch));
+    let writer = Writer::start(settings_of_writer, &settings.dir, Arc::clone(&spool), builder, sink, seen)
         .context("no thread for the writer of visits")?;
     let recording = crate::visits::Settings { address: config.privacy.address, keys, chunks: spool.chunks() };
     let recorders = rings.into_iter().map(|ring| Recorder::new(ring, recording.clone())).collect();

@@ -11,15 +11,19 @@ use crate::domain::key::{Case, Code, DomainId, Key};
 use crate::domain::link::{Entry, Fields, Link, LinkId, Rules, STATUSES};
 use crate::domain::target::Target;
 use crate::domain::time::{UnixMillis, monotonic};
-use crate::store::row::{Change, ChangeRow, Filter, Found, LEASES_LOST_MS, Patch, Position, Reading, history};
+use crate::store::row::{
+    Change, ChangeRow, Filter, Found, IDS_LOST, LEASES_LOST_MS, Patch, Position, Reading, history,
+};
 use crate::store::{Error, Result};
 
-/// One search of the index per key, whatever the planner knows of the table: a plan that was made while it was small
+/// Used up is a link of which nobody holds a lease either, dead holders included: that it becomes so is a change, of which
+/// the feed tells. One search of the index per key, whatever the planner knows of the table: a plan that was made while it was small
 /// would read all of it, until the next `ANALYZE`.
 const LOOK_UP: &str =
     "SELECT a.n, l.id, l.target_url, l.status, l.cache_control, l.forward_query, l.starts_at, l.expires_at,
     l.expired_url, l.disabled_at IS NOT NULL OR l.deleted_at IS NOT NULL OR coalesce(
-      l.max_visits <= coalesce((SELECT used FROM link_quotas WHERE link_id = l.id), 0), false),
+      l.max_visits <= coalesce((SELECT used FROM link_quotas WHERE link_id = l.id), 0)
+        AND NOT EXISTS (SELECT 1 FROM quota_leases WHERE link_id = l.id), false),
     l.max_visits IS NOT NULL
   FROM unnest($1::int4[], $2::text[]) WITH ORDINALITY AS a (domain_id, code, n)
   CROSS JOIN LATERAL (SELECT * FROM links WHERE domain_id = a.domain_id AND code = a.code LIMIT 1) AS l";
@@ -57,14 +61,20 @@ const LAG: &str =
     "SELECT CASE WHEN NOT pg_is_in_recovery() OR pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
     ELSE extract(epoch FROM now() - pg_last_xact_replay_timestamp()) END::float8";
 
-/// Epochs that were given in what was lost are fewer than a thousand.
+/// Epochs that were given in what was lost are fewer than a thousand. The row of ids may be among what was lost.
 const BEGIN_GENERATION: &str = "WITH begun AS (
     UPDATE feed SET generation = generation + 1 WHERE generation = $1 RETURNING one
+  ), moved AS (
+    INSERT INTO ranges (name, next) SELECT 'link_ids', 1 + $3::int8 FROM begun
+    ON CONFLICT (name) DO UPDATE SET next = ranges.next + $3::int8
   ) UPDATE worker_leases SET epoch = epoch + 1000,
     until_ms = greatest(until_ms, (extract(epoch FROM now()) * 1000)::int8) + $2 WHERE EXISTS (SELECT 1 FROM begun)";
 const CHANGE_TIMELINE: &str = "WITH begun AS (
     UPDATE feed SET timeline = $2, generation = generation + CASE WHEN timeline = '' THEN 0 ELSE 1 END
     WHERE timeline = $1 RETURNING one
+  ), moved AS (
+    INSERT INTO ranges (name, next) SELECT 'link_ids', 1 + $4::int8 FROM begun WHERE $1 <> ''
+    ON CONFLICT (name) DO UPDATE SET next = ranges.next + $4::int8
   ) UPDATE worker_leases SET epoch = epoch + 1000,
     until_ms = greatest(until_ms, (extract(epoch FROM now()) * 1000)::int8) + $3
     WHERE $1 <> '' AND EXISTS (SELECT 1 FROM begun)";
@@ -159,8 +169,9 @@ impl Postgres {
         if present.is_empty() || present == known {
             return Ok(Position { version: number(row, 0)?, generation: number(row, 1)?, asked: number(row, 2)? });
         }
-        let params: [Param<'_>; 3] =
-            [(&known, Type::TEXT), (&present, Type::TEXT), (&bigint(LEASES_LOST_MS), Type::INT8)];
+        let (leases, ids) = (bigint(LEASES_LOST_MS), bigint(IDS_LOST));
+        let params: [Param<'_>; 4] =
+            [(&known, Type::TEXT), (&present, Type::TEXT), (&leases, Type::INT8), (&ids, Type::INT8)];
         inner.again(&[(CHANGE_TIMELINE, &params)]).await?;
         let rows = inner.poll(true).await?;
         let row = only(&rows)?;
@@ -168,7 +179,8 @@ impl Postgres {
     }
 
     pub async fn begin_generation(&self, seen: u64) -> Result<u64> {
-        let params: [Param<'_>; 2] = [(&bigint(seen), Type::INT8), (&bigint(LEASES_LOST_MS), Type::INT8)];
+        let (leases, ids) = (bigint(LEASES_LOST_MS), bigint(IDS_LOST));
+        let params: [Param<'_>; 3] = [(&bigint(seen), Type::INT8), (&leases, Type::INT8), (&ids, Type::INT8)];
         let answers = self.inner.again(&[(BEGIN_GENERATION, &params), ("SELECT generation FROM feed", &[])]).await?;
         number(only(&answers[1])?, 0)
     }

@@ -10,7 +10,7 @@ use rusqlite::{OptionalExtension, Result, params};
 use super::Writing;
 use crate::codes::snowflake::WORKERS;
 use crate::domain::time;
-use crate::store::row::{LEASES_LOST_MS, WorkerLease};
+use crate::store::row::{IDS_LOST, LEASES_LOST_MS, WorkerLease};
 
 pub fn begin_generation(tx: &mut Writing<'_>, seen: u64) -> Result<u64> {
     let begun =
@@ -26,6 +26,12 @@ pub fn begin_generation(tx: &mut Writing<'_>, seen: u64) -> Result<u64> {
                  ON CONFLICT (worker_id) DO UPDATE SET epoch = epoch + 1000, until_ms = max(until_ms, ?2) + ?3",
             )?
             .execute(params![WORKERS, time::now().0, LEASES_LOST_MS])?;
+        tx.db
+            .prepare_cached(
+                "INSERT INTO ranges (name, next) VALUES ('link_ids', 1 + ?1)
+                 ON CONFLICT (name) DO UPDATE SET next = next + ?1",
+            )?
+            .execute([IDS_LOST])?;
     }
     tx.db.prepare_cached("SELECT generation FROM feed")?.query_row([], |row| row.get(0))
 }
@@ -90,8 +96,9 @@ pub fn release_worker(tx: &mut Writing<'_>, lease: &WorkerLease, used_ms: u64) -
 
 #[cfg(test)]
 mod tests {
-    use super::{LEASES_LOST_MS, WORKERS, begin_generation, lease_worker, release_worker, renew_worker};
+    use super::{IDS_LOST, LEASES_LOST_MS, WORKERS, begin_generation, lease_worker, release_worker, renew_worker};
     use crate::store::row::WorkerLease;
+    use crate::store::sqlite::settings;
     use crate::store::sqlite::tests::{fresh, write};
     use rusqlite::Connection;
 
@@ -160,5 +167,7 @@ mod tests {
         // One that the store has never heard of may have been leased in what was lost.
         let unknown = lease(&db, "b", Some(900), 0, 0).unwrap();
         assert!(unknown.from_ms > LEASES_LOST_MS, "{unknown:?}");
+        // Nor does a link get an id that it had given by then, had nobody known of one.
+        assert_eq!(write(&db, 0, |tx| settings::lease(tx, "link_ids", 1, 10)), 1 + IDS_LOST);
     }
 }

@@ -99,6 +99,12 @@ pub enum Error {
          the process that writes to a mapping of it; name a tmpfs with spool.ring"
     )]
     RingFolder(PathBuf),
+    #[error(
+        "{path} is of version {found}, this program reads version {known}: use the newer waypost that wrote it; nothing \
+         of it is lost",
+        known = format::VERSION
+    )]
+    Newer { path: PathBuf, found: u32 },
     #[error("{what} {path}: {error}")]
     Io { what: &'static str, path: PathBuf, error: io::Error },
 }

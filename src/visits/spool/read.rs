@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::format::{BLOCK_HEADER_BYTES, SEGMENT_HEADER_BYTES};
+use super::format::{BLOCK_HEADER_BYTES, SEGMENT_HEADER_BYTES, VERSION};
 use super::live::Live;
 use super::segment::{self, Body, Header, Tally};
 use super::{Epoch, Place, Source, lost};
@@ -474,6 +474,14 @@ pub fn header(dir: &Path, number: u64) -> Option<Header> {
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
     File::open(dir.join(segment::name(number))).ok()?.read_exact_at(&mut bytes, 0).ok()?;
     Header::decode(&bytes).filter(|header| header.number == number)
+}
+
+/// The version of a segment that a newer program has written.
+#[must_use]
+pub fn newer_version(dir: &Path, number: u64) -> Option<u32> {
+    let mut bytes = [0; SEGMENT_HEADER_BYTES];
+    File::open(dir.join(segment::name(number))).ok()?.read_exact_at(&mut bytes, 0).ok()?;
+    segment::version(&bytes).filter(|version| *version > VERSION)
 }
 
 impl Buffer {

@@ -30,6 +30,11 @@ pub(super) fn recover(
     disk: &Arc<dyn Disk>,
     now: UnixMillis,
 ) -> Result<(BTreeSet<PathBuf>, u64), Error> {
+    let there = at("cannot read", dir, read::segments(dir))?;
+    // What it says would look damaged, be counted so, and go.
+    if let Some((number, found)) = there.iter().find_map(|number| Some((*number, read::newer_version(dir, *number)?))) {
+        return Err(Error::Newer { path: dir.join(segment::name(number)), found });
+    }
     let lost = at("cannot read", dir, lost::read(dir))?;
     for number in lost.keys() {
         // Its line was written, and the process killed before it went.

@@ -62,6 +62,12 @@ impl Header {
     }
 }
 
+/// The version that a segment's header says, if it is one.
+#[must_use]
+pub fn version(header: &[u8; SEGMENT_HEADER_BYTES]) -> Option<u32> {
+    header.starts_with(&LOG_MAGIC).then(|| u32_at(header, 8))
+}
+
 /// One block of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block<'a> {

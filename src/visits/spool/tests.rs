@@ -534,6 +534,24 @@ fn a_folder_has_one_process() {
     place.seal(5);
 }
 
+/// Read as if it were damaged, it would be counted as lost, and go.
+#[test]
+fn what_a_newer_program_has_written_is_left_to_it() {
+    let place = Folders::new();
+    place.seal(1);
+    let segment = fs::read_dir(place.settings(1).dir).unwrap().map(|entry| entry.unwrap().path());
+    let segment = segment.into_iter().find(|path| path.extension().is_some_and(|end| end == "log")).unwrap();
+    let mut newer = fs::read(&segment).unwrap();
+    newer[8] += 1;
+    fs::write(&segment, &newer).unwrap();
+    let start = Spool::open(&place.settings(1), NOW, Epoch(2)).map(drop);
+    for refused in [start, recovery::recover_rings(&place.settings(1).dir, NOW).map(drop)] {
+        let why = refused.unwrap_err().to_string();
+        assert!(why.contains(segment.to_str().unwrap()) && why.contains("is of version 2"), "{why}");
+    }
+    assert_eq!(fs::read(&segment).unwrap(), newer);
+}
+
 #[test]
 fn a_copied_folder_leaves_its_originals_rings_alone() {
     let original = Folders::new();

@@ -37,6 +37,7 @@ use crate::breaker::Breaker;
 use crate::config;
 use crate::domain::time::{self, UnixMillis};
 use crate::metrics::Counter;
+use crate::store::row;
 
 /// How often the store is tidied up, and how soon again where that did not work.
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
@@ -65,8 +66,16 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins with the oldest segment in `dir`, which is the spool's folder, as soon as the store answers.
-    pub fn start(settings: Settings, dir: &Path, spool: Arc<Spool>, builder: Builder, sink: Sink) -> io::Result<Self> {
+    /// Begins with the oldest segment in `dir`, which is the spool's folder, as soon as the store answers. `seen` is what is
+    /// known of the store.
+    pub fn start(
+        settings: Settings,
+        dir: &Path,
+        spool: Arc<Spool>,
+        builder: Builder,
+        sink: Sink,
+        seen: watch::Receiver<Option<row::Position>>,
+    ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let figures = Arc::new(Figures::default());
         let log = Log { dir: dir.to_path_buf(), reader: spool.reader(), spool: Some(spool) };
@@ -76,7 +85,7 @@ impl Writer {
             // Redirects go first: with this their p99 while 3,000,000 visits are caught up is 1.4 times the usual one, 2.6
             // times without (PERF.md). Of the thread alone (setpriority(2)); who forbids it gets what there was before.
             let _ = rustix::process::nice(10);
-            runtime.block_on(run(delivery, ordered, u32::MAX));
+            runtime.block_on(run(delivery, ordered, Generation::of(seen), u32::MAX));
         })?;
         Ok(Self { thread, orders, figures })
     }
@@ -115,14 +124,21 @@ pub async fn replay(dir: &Path, settings: Settings, builder: Builder, sink: Sink
     let log = Log { dir: dir.to_path_buf(), reader, spool: None };
     let delivery = Delivery::new(settings, log, builder, sink, Arc::clone(&figures));
     let (_orders, ordered) = watch::channel(Some(time::monotonic() + EVER));
-    let failures = run(delivery, ordered, REPLAY_FAILURES_MAX).await;
+    // Nobody follows the store here, nor does a replay rest.
+    let (_seen, seen) = watch::channel(None);
+    let failures = run(delivery, ordered, Generation::of(seen), REPLAY_FAILURES_MAX).await;
     let Report { earlier: Fates { stored, drops }, away, .. } = figures.report();
     let raced = (failures >= REPLAY_FAILURES_MAX).then(|| "another process stores the same visits".to_owned());
     Ok(Replayed { stored, drops, failed: away.map(|away| away.why).or(raced) })
 }
 
 /// Says how many failures in a row there were at the end.
-async fn run(mut delivery: Delivery, mut orders: watch::Receiver<Option<Instant>>, failures_max: u32) -> u32 {
+async fn run(
+    mut delivery: Delivery,
+    mut orders: watch::Receiver<Option<Instant>>,
+    mut generation: Generation,
+    failures_max: u32,
+) -> u32 {
     let (mut state, mut action) = State::START;
     if let Err(error) = delivery.look_ahead(&orders) {
         tracing::warn!(%error, "what waits of earlier starts is not known until the log is read");
@@ -153,13 +169,12 @@ async fn run(mut delivery: Delivery, mut orders: watch::Receiver<Option<Instant>
                 sleep(until.min(end_by.unwrap_or(until)), end_by.is_none(), &mut orders).await;
                 Event::Woken
             }
-            Action::Listen => {
-                tokio::select! {
-                    () = delivery.log.news() => {}
-                    () = sleep(tidy_at, true, &mut orders) => {}
-                }
-                Event::Woken
-            }
+            Action::Listen => tokio::select! {
+                () = delivery.log.news() => Event::Woken,
+                () = sleep(tidy_at, true, &mut orders) => Event::Woken,
+                // No batch would find out while nobody visits, and what is kept to fill the hole is not kept for ever.
+                () = generation.changes() => Event::Moved,
+            },
             Action::Ask | Action::Read { .. } | Action::Send | Action::SetAside => tokio::select! {
                 event = delivery.perform(action) => event,
                 // What became of it is in the store's positions.
@@ -195,6 +210,29 @@ async fn over(orders: &mut watch::Receiver<Option<Instant>>) {
     match by {
         Some(by) => tokio::time::sleep_until(by.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Which store it is: another one once it was put back, or a standby has taken over.
+#[derive(Debug)]
+struct Generation {
+    seen: watch::Receiver<Option<row::Position>>,
+    known: Option<u64>,
+}
+
+impl Generation {
+    fn of(seen: watch::Receiver<Option<row::Position>>) -> Self {
+        let known = seen.borrow().map(|position| position.generation);
+        Self { seen, known }
+    }
+
+    async fn changes(&mut self) {
+        let known = self.known;
+        let is_new = |seen: &Option<row::Position>| seen.is_some_and(|position| Some(position.generation) != known);
+        match self.seen.wait_for(is_new).await {
+            Ok(seen) => self.known = seen.map(|position| position.generation),
+            Err(_) => std::future::pending().await,
+        }
     }
 }
 

@@ -210,9 +210,43 @@ impl Postgres {
         Self::run(folder, self.at.tls.as_ref())
     }
 
+    /// From now on a commit is acknowledged when its standby has it, too.
+    pub(crate) fn waits_for_standby(&self) {
+        self.set("synchronous_standby_names", "*");
+        let state = "SELECT coalesce(max(sync_state), '') FROM pg_stat_replication";
+        eventually(READY, "the standby is synchronous", || self.sql(state) == "sync");
+    }
+
+    /// A standby gets nothing more of what its primary writes, and has replayed all that it got.
+    pub(crate) fn unfollow(&self) {
+        self.set("primary_conninfo", "");
+        let is_behind = "SELECT EXISTS (SELECT 1 FROM pg_stat_wal_receiver)
+            OR pg_last_wal_receive_lsn() <> pg_last_wal_replay_lsn()";
+        eventually(READY, "it follows nobody", || self.sql(is_behind) == "f");
+    }
+
     /// Makes a primary of a standby.
     pub(crate) fn promote(&self) {
         assert_eq!(self.sql("SELECT pg_promote()"), "t");
+    }
+
+    /// Once it is started again, or told so, it takes no writes.
+    pub(crate) fn will_be_read_only(&self) {
+        self.sql("ALTER SYSTEM SET default_transaction_read_only = on");
+    }
+
+    pub(crate) fn reload(&self) {
+        self.sql("SELECT pg_reload_conf()");
+    }
+
+    fn set(&self, setting: &str, value: &str) {
+        self.sql(&format!("ALTER SYSTEM SET {setting} = '{value}'"));
+        self.reload();
+    }
+
+    /// The pooler of this cluster leads to another one from now on, as a person makes it.
+    pub(crate) fn pooler_leads_to(&self, other: &Self) {
+        self.at.pooler().leads_to(&self.at, other.port());
     }
 }
 
@@ -237,7 +271,12 @@ impl Database {
 
     /// As the role that owns the database.
     pub(crate) fn owner_url(&self) -> String {
-        self.at.url(OWNER, self.at.port, &self.name)
+        self.owner_url_at(self.at.port)
+    }
+
+    /// The same at another port: a standby's or a proxy's.
+    pub(crate) fn owner_url_at(&self, port: u16) -> String {
+        self.at.url(OWNER, port, &self.name)
     }
 
     /// As the role that owns nothing, through PgBouncer in transaction mode.
@@ -249,6 +288,18 @@ impl Database {
     /// As the role that owns nothing, at another port: a standby's or a proxy's.
     pub(crate) fn url_at(&self, port: u16) -> String {
         self.at.url(ROLE, port, &self.name)
+    }
+
+    /// As the role that owns nothing, of this cluster and another one whichever takes writes.
+    pub(crate) fn url_of_two(&self, port: u16) -> String {
+        let one = format!("@127.0.0.1:{}/", self.at.port);
+        let two = format!("@127.0.0.1:{},127.0.0.1:{port}/", self.at.port);
+        format!("{}?target_session_attrs=read-write", self.url().replace(&one, &two))
+    }
+
+    /// The same in a cluster that followed this one.
+    pub(crate) fn of(&self, cluster: &Postgres) -> Self {
+        Self { name: self.name.clone(), at: Arc::clone(&cluster.at) }
     }
 
     /// What psql prints of SQL that a superuser runs: rows, cells between `|`.
@@ -273,28 +324,37 @@ impl Drop for Database {
 struct Pooler {
     port: u16,
     // Ends before its folder goes.
-    _process: Process,
-    _folder: TempDir,
+    process: Process,
+    folder: TempDir,
 }
 
 impl Pooler {
+    fn configure(folder: &Path, at: &At, port: u16, server: u16) {
+        let tls = at.tls.as_ref().map_or(String::new(), |tls| {
+            format!("server_tls_sslmode = verify-full\nserver_tls_ca_file = {}\n", tls.authority.display())
+        });
+        // By default it waits for 15 s before it tries a server again that was away.
+        let config = format!(
+            "[databases]\n* = host=127.0.0.1 port={server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = users\npool_mode = transaction\n\
+             max_client_conn = 1000\ndefault_pool_size = 20\nserver_login_retry = 1\n{tls}"
+        );
+        write(&folder.join("pgbouncer.ini"), &config);
+    }
+
+    /// To another server, with SIGHUP.
+    fn leads_to(&self, at: &At, server: u16) {
+        Self::configure(self.folder.path(), at, self.port, server);
+        self.process.signal(Signal::HUP);
+    }
+
     fn start(at: &At) -> Self {
         let folder = folder();
         let path = folder.path();
         let users = [OWNER, ROLE].map(|role| format!("\"{role}\" \"{PASSWORD}\"\n"));
         write(&path.join("users"), &users.concat());
-        let tls = at.tls.as_ref().map_or(String::new(), |tls| {
-            format!("server_tls_sslmode = verify-full\nserver_tls_ca_file = {}\n", tls.authority.display())
-        });
         let spawn = |port: u16| {
-            // By default it waits for 15 s before it tries a server again that was away.
-            let config = format!(
-                "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-                 unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = users\npool_mode = transaction\n\
-                 max_client_conn = 1000\ndefault_pool_size = 20\nserver_login_retry = 1\n{tls}",
-                at.port
-            );
-            write(&path.join("pgbouncer.ini"), &config);
+            Self::configure(path, at, port, at.port);
             // Where Debian has it, and a user's PATH ends before.
             let program = Path::new("/usr/sbin/pgbouncer");
             let program = if program.exists() { program } else { Path::new("pgbouncer") };
@@ -302,7 +362,7 @@ impl Pooler {
         };
         let (port, process) =
             start(path, spawn, |port| answers(&format!("postgres://{ROLE}:{PASSWORD}@127.0.0.1:{port}/postgres")));
-        Self { port, _process: process, _folder: folder }
+        Self { port, process, folder }
     }
 }
 

@@ -50,7 +50,7 @@ struct Held {
 
 #[derive(Debug)]
 struct State {
-    target: SocketAddr,
+    target: Mutex<SocketAddr>,
     mode: Mutex<Mode>,
     /// Both ends of each connection, by its number.
     streams: Mutex<HashMap<u64, [TcpStream; 2]>>,
@@ -73,7 +73,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
-            target,
+            target: Mutex::new(target),
             mode: Mutex::new(Mode::Pass),
             streams: Mutex::default(),
             opened: AtomicU64::new(0),
@@ -100,6 +100,11 @@ impl Proxy {
 
     pub(crate) fn mode(&self, mode: Mode) {
         *self.state.mode.lock().unwrap() = mode;
+    }
+
+    /// New connections lead to another server.
+    pub(crate) fn leads_to(&self, target: SocketAddr) {
+        *self.state.target.lock().unwrap() = target;
     }
 
     /// Resets every connection that there is.
@@ -143,7 +148,7 @@ impl State {
             return;
         }
         // Nobody listens there: the client's connection ends.
-        let Ok(server) = TcpStream::connect(self.target) else { return };
+        let Ok(server) = TcpStream::connect(*self.target.lock().unwrap()) else { return };
         let number = self.opened.fetch_add(1, Ordering::Relaxed);
         let both = [&client, &server].map(|stream| {
             stream.set_nodelay(true).unwrap();

@@ -52,6 +52,8 @@ const BACKEND: &str = "SELECT pid, (extract(epoch FROM backend_start) * 1000000)
 const END_BACKEND: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
   WHERE pid = $1 AND (extract(epoch FROM backend_start) * 1000000)::int8 = $2";
 
+/// What a former primary has is not what the store has: none of its connections is of use any more.
+const READ_ONLY: &str = "SELECT current_setting('transaction_read_only')";
 const POSITIONS: &str = "SELECT p.epoch, p.core, p.next, p.stored, d.reason, d.visits
   FROM spool_positions p LEFT JOIN spool_drops d ON d.epoch = p.epoch AND d.core = p.core
   WHERE p.epoch = ANY ($1) ORDER BY p.epoch, p.core";
@@ -149,9 +151,14 @@ impl Postgres {
     /// See [`super::Sink::positions`].
     pub async fn positions(&mut self, epochs: &[Epoch]) -> Result<Vec<Position>, Failure> {
         let epochs: Vec<i64> = epochs.iter().map(|epoch| epoch.0.cast_signed()).collect();
-        let rows = self.ask(&[(POSITIONS, vec![(&epochs, Type::INT8_ARRAY)])]).await?;
+        let answers = self.ask(&[(READ_ONLY, vec![]), (POSITIONS, vec![(&epochs, Type::INT8_ARRAY)])]).await?;
+        let [read_only, rows] = &answers[..] else { return Ok(Vec::new()) };
+        if read_only.first().is_none_or(|row| row.get::<_, &str>(0) == "on") {
+            self.session = None;
+            return Err(Failure::Away("postgres takes no writes: it is a standby, or was made read-only".into()));
+        }
         let mut positions: Vec<Position> = Vec::new();
-        for row in rows.iter().flatten() {
+        for row in rows {
             let source = Source { epoch: Epoch(get::<i64>(row, 0)?.cast_unsigned()), core: core(row)? };
             if positions.last().is_none_or(|last| last.source != source) {
                 let (next, stored) = (get::<i64>(row, 2)?, get::<i64>(row, 3)?);

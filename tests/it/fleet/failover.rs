@@ -1,0 +1,297 @@
+//! Failover of Postgres to a standby that is promoted, under load: what the standby had is there, what it lacked is
+//! made up for where that can be done, and known where it cannot.
+//!
+//! In: a primary with a standby, three instances, loads on two of them; a third that is idle. Out: they write again within
+//! [`BACK`] of the promotion, each visit is stored once, and what an asynchronous standby lacked of links is gone: not
+//! served, nor are its ids and codes anybody else's.
+//! Never: restarts an instance, or tells it where the primary is.
+//! At the limit: links that were acknowledged and are in no standby are lost; which these are, the old primary tells.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use waypost::domain::time;
+
+use super::Fleet;
+use crate::campaign::{Judged, Load, OURS};
+use crate::servers::deployment::Way;
+use crate::servers::postgres::Postgres;
+use crate::servers::proxy::Proxy;
+use crate::servers::redis::Redis;
+use crate::support::{Answer, Client, LIMIT, Server, eventually, throughout};
+
+/// From the promotion until every instance writes again, and has forgotten what was lost.
+const BACK: Duration = Duration::from_secs(5);
+const RATE: u32 = 100;
+const TARGET: &str = "https://example.com/";
+/// Redirects of the idle instance.
+const OTHERS: usize = 20;
+const OURS_HEADER: (&str, &str) = ("X-Request-Id", OURS);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standby {
+    Synchronous,
+    /// It gets nothing any more for a while before the primary dies.
+    Lagging,
+}
+
+/// How instances find whichever is the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// Both are in the URL.
+    Hosts,
+    /// An address that moves.
+    Address,
+    /// PgBouncer alone, that is led elsewhere.
+    Pooler,
+}
+
+/// What the old primary does after the promotion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Old {
+    StaysAway,
+    /// It is there again, and takes no writes.
+    IsReadOnly,
+    /// It was never away: it was made read-only, and the connections to it stay.
+    StaysReadOnly,
+}
+
+struct Stand {
+    // Instances end before what they depend on.
+    fleet: Fleet,
+    address: Option<Proxy>,
+    standby: Postgres,
+    primary: Postgres,
+    _redis: Redis,
+    by: By,
+}
+
+impl Stand {
+    fn new(standby: Standby, by: By, config: &str) -> Self {
+        let (primary, redis) = (Postgres::own(), Redis::start());
+        let follower = primary.standby();
+        if standby == Standby::Synchronous {
+            primary.waits_for_standby();
+        }
+        let address = (by == By::Address).then(|| Proxy::start(at(primary.port())));
+        let way = match &address {
+            Some(address) => Way::Through(address.address().port()),
+            None if by == By::Hosts => Way::OfTwo(follower.port()),
+            None => Way::PooledAlone,
+        };
+        let config = format!("[redis]\nurl = \"{}\"\n{config}", redis.url());
+        let fleet = Fleet::on(&primary, way, 3, &config);
+        Self { fleet, address, standby: follower, primary, _redis: redis, by }
+    }
+
+    fn loads(&self, seconds: u32) -> [Load; 2] {
+        [0, 1].map(|number| {
+            let folder = self.fleet.deployment.path(&format!("load-{number}"));
+            std::fs::create_dir(&folder).unwrap();
+            let target = format!("http://127.0.0.1:{}", self.fleet.port(number));
+            Load::begin(&folder, &target, &self.fleet.deployment.path("admin.key"), RATE, seconds)
+        })
+    }
+
+    /// The primary goes, and the standby becomes it. When it had.
+    fn fails_over(&mut self, old: Old) -> Instant {
+        self.primary.will_be_read_only();
+        match old {
+            Old::StaysAway | Old::IsReadOnly => self.primary.kill(),
+            Old::StaysReadOnly => self.primary.reload(),
+        }
+        self.standby.promote();
+        let promoted = time::monotonic();
+        if let Some(address) = &self.address {
+            address.leads_to(at(self.standby.port()));
+            if old == Old::StaysAway {
+                address.cut();
+            }
+        }
+        if self.by == By::Pooler {
+            self.primary.pooler_leads_to(&self.standby);
+        }
+        if old == Old::IsReadOnly {
+            self.primary.start();
+        }
+        self.fleet.deployment.database = self.fleet.deployment.database.of(&self.standby);
+        promoted
+    }
+
+    fn sql(&self, sql: &str) -> u64 {
+        self.fleet.deployment.database.sql(sql).parse().unwrap()
+    }
+
+    /// Links of the old primary that the new one never had: codes by ids. The old one is started for that if need be.
+    fn lost(&mut self, old: Old) -> BTreeMap<u64, String> {
+        if old == Old::StaysAway {
+            self.primary.start();
+        }
+        let links = |cluster: &Postgres| -> BTreeMap<u64, String> {
+            let rows = self.fleet.deployment.database.of(cluster).sql("SELECT id, code FROM links");
+            let pair = |row: &str| row.split_once('|').map(|(id, code)| (id.parse().unwrap(), code.to_owned()));
+            rows.lines().filter_map(pair).collect()
+        };
+        let now = links(&self.standby);
+        links(&self.primary).into_iter().filter(|(id, code)| now.get(id) != Some(code)).collect()
+    }
+}
+
+fn at(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn create(server: &Server, code: &str) -> Answer {
+    server.shorten(&json!({"original_url": format!("{TARGET}{code}"), "custom_code": code}))
+}
+
+fn visit(client: &mut Client, code: &str) -> Answer {
+    client.ask("GET", &format!("/{code}"), &[OURS_HEADER], b"")
+}
+
+fn is_right(answer: &Answer, code: &str) -> bool {
+    answer.status == 307 && answer.location() == Some(format!("{TARGET}{code}").as_str())
+}
+
+fn since(moment: Instant) -> Duration {
+    time::monotonic().duration_since(moment)
+}
+
+#[expect(clippy::print_stdout, reason = "figures are for people")]
+fn report(figures: &str) {
+    println!("{figures}");
+}
+
+fn check(standby: Standby, by: By, old: Old, strategy: &str) {
+    let mut stand = Stand::new(standby, by, &format!("[codes]\nstrategy = \"{strategy}\"\n"));
+    let loads = stand.loads(14);
+    let rows = "SELECT count(*) FROM visits";
+    eventually(LIMIT, "visits are stored", || stand.sql(rows) > 100);
+    assert_eq!(create(stand.fleet.server(0), "kept").status, 201);
+    // From the store, before the idle one makes its first link: what it leases then is among what is lost.
+    let mut idle = stand.fleet.server(2).connect();
+    eventually(LIMIT, "it is there", || is_right(&visit(&mut stand.fleet.server(1).connect(), "kept"), "kept"));
+    let mut ours = 1;
+    if standby == Standby::Lagging {
+        stand.standby.unfollow();
+    }
+    assert_eq!(create(stand.fleet.server(2), "last").status, 201);
+    for number in 0..OTHERS {
+        let code = ["kept", "last"][number % 2];
+        let answer = visit(&mut idle, code);
+        assert!(is_right(&answer, code), "{answer:?}");
+        ours += 1;
+    }
+    // In memory of those that did not make it, too.
+    for number in [0, 1] {
+        assert!(is_right(&visit(&mut stand.fleet.server(number).connect(), "last"), "last"));
+        ours += 1;
+    }
+    let stored_of_ours = format!("SELECT count(*) FROM visits WHERE request_id = '{OURS}'");
+    eventually(LIMIT, "these are stored", || stand.sql(&stored_of_ours) == ours);
+    let links = "SELECT count(*) FROM links";
+    let before = (stand.sql(rows), stand.sql(links));
+    eventually(LIMIT, "there is more", || stand.sql(rows) > before.0 + 100 && stand.sql(links) > before.1);
+    let has: u64 = stand.fleet.deployment.database.of(&stand.standby).sql(rows).parse().unwrap();
+    report(&format!("the primary has {} visits, the standby {has}", stand.sql(rows)));
+
+    let promoted = stand.fails_over(old);
+    for number in 0..3 {
+        let code = format!("after-{number}");
+        let server = stand.fleet.server(number);
+        eventually(2 * BACK, "it writes again", || matches!(create(server, &code).status, 201 | 409));
+    }
+    let writes = since(promoted);
+    // The idle one has nothing to store that would tell it.
+    eventually(2 * BACK, "what was lost of visits is there again", || stand.sql(&stored_of_ours) == ours);
+    // Which of the two this is, every instance knows soon, and never says anything else.
+    for number in 0..3 {
+        let mut client = stand.fleet.server(number).connect();
+        let mut seen = |code: &str| {
+            let answer = client.get(&format!("/{code}"));
+            assert!(matches!(answer.status, 404 | 503) || is_right(&answer, code), "{code}: {answer:?}");
+            answer.status
+        };
+        let there = if standby == Standby::Lagging { 404 } else { 307 };
+        eventually(2 * BACK, "what is lost is known to be", || seen("last") == there);
+        throughout(Duration::from_millis(300), || assert_eq!((seen("last"), seen("kept")), (there, 307)));
+    }
+    let known = since(promoted);
+    report(&format!("{standby:?} {by:?} {old:?}: all write {writes:?} after the promotion, all know after {known:?}"));
+    assert!(writes <= BACK && known <= 2 * BACK, "{writes:?}, {known:?}");
+
+    let ledgers: Vec<PathBuf> = loads.map(Load::ends).into();
+    let judged: Vec<Judged> = ledgers.iter().map(|ledger| stand.fleet.judge(ledger)).collect();
+    assert_eq!(stand.sql(&stored_of_ours), ours);
+    let lost = stand.lost(old);
+    if standby == Standby::Synchronous {
+        assert_eq!(lost, BTreeMap::new());
+        judged.iter().for_each(|judged| judged.right().nothing_in_flight());
+        return;
+    }
+    assert!(lost.values().any(|code| code == "last"), "{lost:?}");
+    judged.iter().for_each(|judged| right_but_for(judged, &lost));
+    nothing_is_given_twice(&stand, &lost);
+}
+
+/// Nothing is wrong but what Postgres has lost: links, whose visits are there all the same.
+#[track_caller]
+fn right_but_for(judged: &Judged, lost: &BTreeMap<u64, String>) {
+    for what in ["missing", "doubled", "stored_as_orphan", "counted", "unknown", "link_other_target"] {
+        assert_eq!(judged.wrong(what), 0, "{what}: {judged:#?}");
+    }
+    assert_eq!(judged.account.dropped(), 0, "{judged:#?}");
+    assert!(judged.of("requests", "redirects") > 100, "{judged:#?}");
+    assert_eq!(judged.of("requests", "wrong_location"), 0, "{judged:#?}");
+    judged.nothing_in_flight();
+    let groups = judged.said["wrong"].as_array().unwrap().iter();
+    for finding in groups.flat_map(|group| group["findings"].as_array().unwrap()) {
+        let code = finding["code"].as_str().unwrap();
+        assert!(lost.values().any(|lost| lost == code), "{finding}: {lost:?}");
+    }
+    assert!(judged.wrong("link_lost") <= lost.len() as u64, "{judged:#?}");
+}
+
+/// Visits of a lost link, in the spool as well as in the store, would be another's.
+#[track_caller]
+fn nothing_is_given_twice(stand: &Stand, lost: &BTreeMap<u64, String>) {
+    let rows = stand.fleet.deployment.database.sql("SELECT id, code FROM links");
+    let now: Vec<(u64, &str)> =
+        rows.lines().map(|row| row.split_once('|').unwrap()).map(|(id, code)| (id.parse().unwrap(), code)).collect();
+    let codes: BTreeSet<&str> = lost.values().map(String::as_str).collect();
+    let again: Vec<_> = now.iter().filter(|(id, code)| lost.contains_key(id) || codes.contains(code)).collect();
+    assert!(again.is_empty(), "given again: {again:?} of {lost:?}");
+}
+
+#[test]
+fn to_a_synchronous_standby() {
+    check(Standby::Synchronous, By::Hosts, Old::StaysAway, "snowflake");
+}
+
+#[test]
+fn to_a_standby_that_lacks_the_last_commits() {
+    check(Standby::Lagging, By::Hosts, Old::StaysAway, "permuted");
+}
+
+#[test]
+fn the_old_primary_will_be_read_only() {
+    check(Standby::Lagging, By::Hosts, Old::IsReadOnly, "snowflake");
+}
+
+#[test]
+fn the_old_primary_was_made_read_only() {
+    check(Standby::Lagging, By::Hosts, Old::StaysReadOnly, "permuted");
+}
+
+#[test]
+fn the_address_moves() {
+    check(Standby::Lagging, By::Address, Old::StaysReadOnly, "random");
+}
+
+#[test]
+fn the_pooler_is_led_elsewhere() {
+    check(Standby::Lagging, By::Pooler, Old::StaysAway, "permuted");
+}
