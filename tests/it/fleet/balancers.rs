@@ -503,7 +503,6 @@ struct One {
     setup: Setup,
     server: Server,
     balancer: Balancer,
-    visits: u64,
 }
 
 const HOST: &str = "go.example";
@@ -527,7 +526,7 @@ impl One {
         let domain = store.domain(HOST);
         store.add_all(vec![(key(domain, "code"), Direct::fields("https://example.com/"))]);
         let balancer = Balancer::start(kind, [address; 3], &changes);
-        Self { setup, server, balancer, visits: 0 }
+        Self { setup, server, balancer }
     }
 
     fn metrics(&self) -> String {
@@ -540,17 +539,16 @@ impl One {
         Client::connect_from(source, self.balancer.address()).ask("GET", "/code", &headers, b"")
     }
 
-    /// The visits that were stored since this was asked last, when there are `count`.
-    fn stored(&mut self, count: u64) -> Vec<Value> {
-        self.visits += count;
+    /// All visits, when there are `count`.
+    fn stored(&self, count: usize) -> Vec<Value> {
         let stored = || metric(&self.metrics(), "waypost_visits_stored_total", &[]);
-        eventually(LIMIT, &format!("{} visits are stored", self.visits), || stored() >= self.visits as f64);
+        eventually(LIMIT, &format!("{count} visits are stored"), || stored() >= count as f64);
         let exported = self.setup.run(&["export", "--visits", "--format", "ndjson"]);
         assert!(exported.status.success(), "{exported:?}");
         let text = String::from_utf8(exported.stdout).unwrap();
         let all: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(all.len() as u64, self.visits, "{all:#?}");
-        all[all.len() - usize::try_from(count).unwrap()..].to_vec()
+        assert_eq!(all.len(), count, "{all:#?}");
+        all
     }
 }
 
@@ -561,46 +559,54 @@ fn addresses(kind: Kind, by: By) {
         Kind::Haproxy => &[("    option dontlog-normal\n", "")],
         Kind::Nginx => &[("access_log off;", "access_log off; add_header X-Given $waypost_request_id;")],
     };
-    let mut one = One::start(kind, by, shows);
+    let one = One::start(kind, by, shows);
     let forged = [
         ("X-Forwarded-For", "198.51.100.6"),
         ("Forwarded", "for=198.51.100.6"),
         ("X-Request-Id", "forged"),
         ("X-Real-IP", "198.51.100.6"),
     ];
-    let mut ids = Vec::new();
+    let mut given = Vec::new();
     for headers in [&[][..], &forged, &forged[..1], &forged[1..2]] {
         let answer = one.visit(OUTSIDE, headers);
         assert_eq!(answer.status, 307, "{kind:?} {by:?} {headers:?}: {answer:?}");
-        let visit = one.stored(1).remove(0);
-        assert_eq!(visit["address"], OUTSIDE, "{kind:?} {by:?} {headers:?}: {visit}");
-        let id = visit["request_id"].as_str().unwrap_or_else(|| panic!("no id: {kind:?} {by:?}: {visit}")).to_owned();
-        match kind {
-            Kind::Haproxy => {
-                eventually(LIMIT, "the balancer's log has the visit's id", || one.balancer.log().contains(&id));
-            }
-            Kind::Nginx => assert_eq!(answer.header("x-given"), Some(&*id)),
-        }
-        assert!(id != "forged" && !ids.contains(&id), "{id} {ids:?}");
-        ids.push(id);
+        given.extend(answer.header("x-given").map(str::to_owned));
     }
-    // What stands before the balancer is believed.
-    let headers = [("X-Forwarded-For", "203.0.113.7"), ("X-Request-Id", "given")];
-    assert_eq!(one.visit(INSIDE, &headers).status, 307);
-    let visit = one.stored(1).remove(0);
-    let told = (visit["address"].as_str(), visit["request_id"].as_str());
-    assert_eq!(told, (Some("203.0.113.7"), Some("given")), "{kind:?} {by:?}: {visit}");
-    // It names nobody.
-    assert_eq!(one.visit(INSIDE, &[]).status, 307);
-    let visit = one.stored(1).remove(0);
-    assert_eq!(visit["address"], INSIDE, "{kind:?} {by:?}: {visit}");
     // A PROXY header of a visitor's own.
     let mut client = Client::connect_from(OUTSIDE, one.balancer.address());
     client.send("PROXY TCP4 198.51.100.6 127.0.0.1 1 80\r\n");
     client.send(request("GET", "/code", &[("Host", HOST)], b""));
     assert_eq!(client.answer().status, 400, "{kind:?} {by:?}");
-    assert_eq!(one.visit(OUTSIDE, &[]).status, 307);
-    one.stored(1);
+    // What stands before the balancer is believed, also if it names nobody.
+    let headers = [("X-Forwarded-For", "203.0.113.7"), ("X-Request-Id", "its-own")];
+    for headers in [&headers[..], &[]] {
+        assert_eq!(one.visit(INSIDE, headers).status, 307, "{kind:?} {by:?} {headers:?}");
+    }
+
+    let all = one.stored(6);
+    let of = |address: &str| -> Vec<String> {
+        let visits = all.iter().filter(|visit| visit["address"] == address);
+        visits.map(|visit| visit["request_id"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(of("203.0.113.7"), ["its-own"], "{kind:?} {by:?}: {all:#?}");
+    assert_eq!(of(INSIDE).len(), 1, "{kind:?} {by:?}: {all:#?}");
+    let mut ids = of(OUTSIDE);
+    assert_eq!(ids.len(), 4, "{kind:?} {by:?}: {all:#?}");
+    match kind {
+        Kind::Haproxy => ids.iter().for_each(|id| {
+            assert_eq!(id.len(), 36, "no UUID: {kind:?} {by:?} {id:?}");
+            eventually(LIMIT, "the balancer's log has the visit's id", || one.balancer.log().contains(id));
+        }),
+        Kind::Nginx => {
+            given.sort();
+            let mut stored = ids.clone();
+            stored.sort();
+            assert_eq!(stored, given, "{kind:?} {by:?}: {all:#?}");
+        }
+    }
+    ids.sort();
+    ids.dedup();
+    assert!(ids.len() == 4 && !ids.contains(&"forged".to_owned()), "{kind:?} {by:?}: {all:#?}");
 }
 
 #[test]
