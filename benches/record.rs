@@ -120,7 +120,7 @@ fn run(rings: &Path, request_ids: bool) -> Run {
     let (chunks, news) = bounded(CHUNKS_MAX);
     let keys = Arc::<visitor::Keys>::default();
     keys.set(visitor::EVERY_DAY, [1, 2]);
-    let recorder = Recorder::new(writer, 0, Settings { address: KeptAddress::Truncated, keys, chunks });
+    let recorder = Recorder::new(writer, Settings { address: KeptAddress::Truncated, keys, chunks });
     std::thread::scope(|scope| {
         let taking = scope.spawn(|| take(reader, &news));
         // The channel ends with the recorder, and so does the thread.

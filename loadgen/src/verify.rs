@@ -382,7 +382,7 @@ fn take(
             request.status = status;
             let asks = request.flags & ASKS != 0;
             requests.received += 1;
-            requests.unanswered -= u64::from(asks);
+            requests.unanswered -= u64::from(asks && !is_unknown(status));
             requests.redirects += u64::from(asks && is_redirect(status));
             requests.wrong_location += u64::from(!location_right && is_redirect(status));
         }
@@ -444,17 +444,22 @@ fn judge(request: &Request) -> Option<Wrong> {
         return (request.times > 0).then_some(Wrong::Counted);
     }
     match (request.status, request.times) {
-        (0, 0 | 1) => None,
+        (status, 0 | 1) if is_unknown(status) => None,
         (status, 0) => is_redirect(status).then_some(Wrong::Missing),
         (status, 1) if is_redirect(status) => orphan.then_some(Wrong::StoredAsOrphan),
         (404 | 410, 1) => (!orphan).then_some(Wrong::Counted),
-        (status, _) if status == 0 || is_redirect(status) || matches!(status, 404 | 410) => Some(Wrong::Doubled),
+        (status, _) if is_unknown(status) || is_redirect(status) || matches!(status, 404 | 410) => Some(Wrong::Doubled),
         _ => Some(Wrong::Counted),
     }
 }
 
 fn is_explained(request: &Request) -> bool {
-    request.flags & ASKS != 0 && request.status == 0 && request.times == 1
+    request.flags & ASKS != 0 && is_unknown(request.status) && request.times == 1
+}
+
+/// No answer, or a gateway's on the way (RFC 9110, sections 15.6.3 and 15.6.5), which has none of the server's.
+fn is_unknown(status: u16) -> bool {
+    matches!(status, 0 | 502 | 504)
 }
 
 fn is_redirect(status: u16) -> bool {

@@ -62,7 +62,7 @@ fn made() -> impl Strategy<Value = Made> {
         1 => Just(Fault::Count),
         1 => Just(Fault::Misplace),
     ];
-    let status = prop::sample::select(vec![200, 201, 301, 302, 307, 308, 404, 410, 429, 500, 503]);
+    let status = prop::sample::select(vec![200, 201, 301, 302, 307, 308, 404, 410, 429, 500, 502, 503, 504]);
     let asked = (0..3_usize, prop::option::weighted(0.8, "[A-Za-z0-9]{1,8}|ä \"%,[a-z]"))
         .prop_flat_map(move |(worker, code)| {
             (Just(worker), Just(code), prop::option::weighted(0.8, status.clone()), any::<bool>(), fault.clone())
@@ -109,14 +109,19 @@ impl Table {
 /// What must be found: the kind, and the id or the code.
 type Planted = BTreeSet<(Wrong, String)>;
 
+/// Whether what came back says nothing of the server: 502 and 504 are a balancer's.
+fn is_unknown(asked: &Asked) -> bool {
+    matches!(asked.status, None | Some(502 | 504))
+}
+
 /// The kind of visit that a right server stores, if any.
 fn right_kind(asked: &Asked) -> Option<&'static str> {
     asked.code.as_ref()?;
     match asked.status {
         Some(300..400) => Some("click"),
         Some(404 | 410) => asked.stored.then_some("orphan"),
-        Some(_) => None,
-        None => asked.stored.then_some("head"),
+        _ if is_unknown(asked) => asked.stored.then_some("head"),
+        _ => None,
     }
 }
 
@@ -142,7 +147,7 @@ fn plant(asked: &Asked, id: &str, visits: &mut Table, planted: &mut Planted) {
             fault(Wrong::Elsewhere);
             visits.visit(id, &format!("{code}x"), "bot");
         }
-        (Fault::Count, _) if !redirected && (asked.status.is_some() || asked.code.is_none()) => {
+        (Fault::Count, _) if !redirected && (!is_unknown(asked) || asked.code.is_none()) => {
             fault(Wrong::Counted);
             visits.visit(id, code, "tool");
         }
@@ -234,7 +239,7 @@ proptest! {
         prop_assert_eq!(findings.exit_code(), u8::from(!planted.is_empty()));
 
         let asked = made.asked.len() as u64;
-        let unanswered = made.asked.iter().filter(|asked| asked.status.is_none() && asked.code.is_some());
+        let unanswered = made.asked.iter().filter(|asked| is_unknown(asked) && asked.code.is_some());
         let explained = unanswered.clone().filter(|asked| asked.stored && asked.fault != Fault::Repeat).count() as u64;
         prop_assert_eq!(findings.requests.sent, asked + made.created.len() as u64);
         prop_assert_eq!(findings.requests.unanswered, unanswered.count() as u64);

@@ -365,7 +365,7 @@ pub async fn serve(
 ) -> Ended {
     if proxy_protocol {
         match connection.source().await {
-            Ok(Source::Client(address)) => via.peer = front.peer(address.ip()),
+            Ok(Source::Client(address)) => via.peer = front.client_of(via.peer, address.ip()),
             Ok(Source::Socket) => {}
             Err(ended) => return ended,
         }

@@ -167,7 +167,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The id that a trusted peer gave the request, or one of our own: 32 hexadecimal digits.
 fn request_id(headers: &HeaderMap, peer: Peer) -> HeaderValue {
-    let given = headers.get(REQUEST_ID).filter(|id| peer.trusted && (1..=128).contains(&id.len()));
+    let given = headers.get(REQUEST_ID).filter(|id| peer.names_requests && (1..=128).contains(&id.len()));
     match given.filter(|id| id.as_bytes().iter().all(u8::is_ascii_graphic)) {
         Some(id) => id.clone(),
         None => HeaderValue::from_str(&format!("{:032x}", rand::random::<u128>())).expect("digits"),

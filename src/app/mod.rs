@@ -77,6 +77,8 @@ pub struct Running {
     pub base_url: String,
     control: Control,
     workers: Vec<std::thread::JoinHandle<()>>,
+    /// The look-up thread, which ends after the workers.
+    looking: std::thread::JoinHandle<()>,
     warm_file: Arc<WarmFile>,
     visits: Option<Visits>,
     flush: Duration,
@@ -150,7 +152,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         lookup_timeout,
         answers: to_workers,
     };
-    flight::spawn(flight, asked)?;
+    let looking = flight::spawn(flight, asked)?;
     let share = Share::new(looking_up, lookups_max);
     let through = remote.map(|remote| {
         let (through, run) = Through::start(Arc::clone(&memory), store.clone(), remote, share.clone());
@@ -266,7 +268,20 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
     let tick = Duration::from_millis(tick_ms);
     let flush = config.shutdown.flush;
     let workers = threads;
-    Ok(Running { instance, addresses, base_url, control, workers, warm_file, visits, flush, _id: id, tick, started })
+    Ok(Running {
+        instance,
+        addresses,
+        base_url,
+        control,
+        workers,
+        looking,
+        warm_file,
+        visits,
+        flush,
+        _id: id,
+        tick,
+        started,
+    })
 }
 
 impl Running {
@@ -313,6 +328,11 @@ impl Running {
             if tokio::time::timeout(STOP_TIMEOUT, joined).await.is_err() {
                 tracing::error!("a worker does not end");
             }
+        }
+        // It gives back the visits of limited links that it has leased.
+        let joined = tokio::task::spawn_blocking(move || self.looking.join());
+        if tokio::time::timeout(flight::SETTLE_TIMEOUT + STOP_TIMEOUT, joined).await.is_err() {
+            tracing::error!("the look-up thread does not end");
         }
         // Nothing is recorded any more.
         if let Some(visits) = self.visits {

@@ -87,7 +87,7 @@ pub fn start(
     let writer = Writer::start(settings_of_writer, &settings.dir, Arc::clone(&spool), builder, sink, seen)
         .context("no thread for the writer of visits")?;
     let recording = crate::visits::Settings { address: config.privacy.address, keys, chunks: spool.chunks() };
-    let recorders = (0..).zip(rings).map(|(core, ring)| Recorder::new(ring, core, recording.clone())).collect();
+    let recorders = rings.into_iter().map(|ring| Recorder::new(ring, recording.clone())).collect();
     Ok((Some(Visits { spool, writer }), recorders))
 }
 

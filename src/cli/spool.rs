@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use indicatif::{HumanBytes, HumanCount};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Common, Outcome, announce, block_on, configure, print, start, table};
 use crate::app::visits;
 use crate::config::load::Flags;
 use crate::instance::dropped;
+use crate::visits::spool;
 use crate::visits::writer::{self, Replayed};
-use crate::visits::{Dropped, Drops, spool};
 
 #[derive(Debug, Args)]
 pub struct Spool {
@@ -77,7 +77,7 @@ fn status(dir: Option<&Path>, common: &Common) -> Outcome {
         ("records, stored ones too", HumanCount(summary.records).to_string()),
         ("visits of links", HumanCount(summary.visits).to_string()),
         ("rings", if rings.is_empty() { "none".to_owned() } else { rings.join(", ") }),
-        ("lost", reasons(&summary.lost)),
+        ("lost", reasons(&dropped(&summary.lost))),
     ];
     print(&table(&rows.map(|(name, value)| vec![name.to_owned(), value])));
     Ok(())
@@ -87,10 +87,11 @@ fn unreadable(dir: &Path) -> String {
     format!("cannot read the spool {}: is it the folder with the .log files?", dir.display())
 }
 
-/// Those that hold for a visit.
-fn reasons(drops: &Drops) -> String {
-    let named = Dropped::ALL.iter().zip(drops).filter(|(_, visits)| **visits > 0);
-    let named: Vec<String> = named.map(|(why, visits)| format!("{} {}", why.name(), HumanCount(*visits))).collect();
+/// Why visits are lost, by [`dropped`]: the reasons that hold for any.
+pub(super) fn reasons(dropped: &Value) -> String {
+    let all = dropped.as_object().into_iter().flatten().filter_map(|(why, visits)| Some((why, visits.as_u64()?)));
+    let named: Vec<String> =
+        all.filter(|(_, visits)| *visits > 0).map(|(why, visits)| format!("{why} {}", HumanCount(visits))).collect();
     if named.is_empty() { "none".to_owned() } else { named.join(", ") }
 }
 
@@ -128,6 +129,6 @@ fn tell(replayed: &Replayed, as_json: bool) {
     if as_json {
         print(&json!({"stored": stored, "dropped": dropped(drops), "failed": failed}).to_string());
     } else {
-        print(&format!("stored {} visits; given up: {}", HumanCount(*stored), reasons(drops)));
+        print(&format!("stored {} visits; given up: {}", HumanCount(*stored), reasons(&dropped(drops))));
     }
 }

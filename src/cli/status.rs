@@ -14,7 +14,7 @@ use indicatif::{HumanBytes, HumanCount};
 use serde_json::Value;
 use url::Url;
 
-use super::{Common, Outcome, announce, configure, print, reachable, say, table};
+use super::{Common, Outcome, announce, configure, print, reachable, say, spool, table};
 use crate::config::Config;
 use crate::config::load::Flags;
 
@@ -192,13 +192,7 @@ fn visits_as_text(visits: &Value) -> Value {
     let one = |(name, value): (&String, &Value)| {
         let value = match (name.as_str(), value) {
             (_, Value::Null) => return None,
-            ("dropped", Value::Object(reasons)) => {
-                let reasons = reasons.iter().filter_map(|(reason, count)| Some((reason, count.as_u64()?)));
-                let reasons: Vec<_> = reasons.filter(|(_, count)| *count > 0).collect();
-                let named = reasons.iter().map(|(reason, count)| format!("{reason} {}", HumanCount(*count)));
-                let named: Vec<String> = named.collect();
-                if named.is_empty() { "none".into() } else { named.join(", ").into() }
-            }
+            ("dropped", _) => spool::reasons(value).into(),
             ("earlier", Value::Object(earlier)) => {
                 let is_zero = |value: &Value| match value {
                     Value::Object(reasons) => reasons.values().all(|count| count == 0),

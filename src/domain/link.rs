@@ -92,7 +92,7 @@ pub struct Rules {
     pub expired_url: Option<Target>,
     /// Disabled, deleted or used up.
     pub gone: bool,
-    /// Each visit is taken from the store: it has a limit.
+    /// It has a limit: each visit is one of those that the store has granted.
     pub limited: bool,
 }
 
@@ -120,6 +120,14 @@ impl Rules {
         } else {
             Validity::Valid
         }
+    }
+}
+
+impl Entry {
+    /// Whether a visit of it, now, is one of those that its limit allows.
+    #[must_use]
+    pub fn is_counted(&self, now: UnixMillis) -> bool {
+        self.rules.limited && self.rules.validity(now) == Validity::Valid
     }
 }
 

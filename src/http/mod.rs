@@ -238,7 +238,7 @@ impl Front {
     fn record(&self, of: Of<'_>, headers: &HeaderMap, via: Via, at: Stamp) {
         let shared = &*self.shared;
         let value = |name: &HeaderName| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
-        let request_id = shared.request_id_header.as_ref().filter(|_| via.peer.trusted);
+        let request_id = shared.request_id_header.as_ref().filter(|_| via.peer.names_requests);
         self.recorder.borrow_mut().record(
             &self.counts.visits,
             &Visit {
@@ -324,9 +324,15 @@ impl Front {
         Peer::new(address, &self.shared.trusted)
     }
 
+    /// Who is behind a peer, by its PROXY header.
+    #[must_use]
+    pub fn client_of(&self, peer: Peer, address: std::net::IpAddr) -> Peer {
+        peer.in_front_of(address, &self.shared.trusted)
+    }
+
     /// Warns, once, of a balancer that was not declared; asked with the first request of a connection.
     pub fn look_at_forwarding(&self, peer: Peer, headers: &HeaderMap) {
-        if peer.trusted || self.shared.warned.load(Ordering::Relaxed) {
+        if peer.names_requests || self.shared.warned.load(Ordering::Relaxed) {
             return;
         }
         if peer.decide(headers, &self.shared.trusted).decided == Decided::UntrustedPrivatePeer

@@ -12,13 +12,24 @@ use crate::guard::address::{self, Client, Trusted};
 pub struct Peer {
     pub address: IpAddr,
     pub trusted: bool,
+    /// Whether the id that it gives a request is taken: it is trusted, or the balancer is that sent its address ahead of
+    /// the request (PROXY protocol).
+    pub names_requests: bool,
 }
 
 impl Peer {
     #[must_use]
     pub fn new(address: IpAddr, trusted: &Trusted) -> Self {
         let address = address.to_canonical();
-        Self { address, trusted: trusted.contains(address) }
+        let trusted = trusted.contains(address);
+        Self { address, trusted, names_requests: trusted }
+    }
+
+    /// Who is behind this one, by its PROXY header.
+    #[must_use]
+    pub fn in_front_of(self, address: IpAddr, trusted: &Trusted) -> Self {
+        let client = Self::new(address, trusted);
+        Self { names_requests: client.names_requests || self.names_requests, ..client }
     }
 
     /// The client's address. Headers are looked at only if a trusted peer sends them.

@@ -1,34 +1,38 @@
-//! Flight: one look-up per key and process at a time, in Redis and then in the store.
+//! Flight: one look-up per key and process at a time, in Redis and then in the store; and of each limited link one question
+//! at a time for visits.
 //!
 //! In: look-ups of all workers. Out: to each of them what there is.
 //! Never: asks for a key twice at a time; answers with a value that was read before a change which the asker could
 //! have seen; says `Missing` when the store did not answer; waits for Redis longer than its time-out.
 //! At its limit: at most `lookups` keys are asked of Postgres at once. The others wait in line, and what cannot be
-//! answered within `lookup_timeout` is `Unavailable`; so is everything at once while the breaker is open.
+//! answered within `lookup_timeout` is `Unavailable`; so is everything at once while the breaker is open. Who has waited
+//! for a visit of a limited link for [`quota::TERM`] is `Unavailable`, too.
 //!
 //! Everything here runs on one thread: between a belief and the answers that follow from it nothing else happens.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slot;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::LocalSet;
 
 use super::ask::{Answers, Looked, Lookup, Questions};
-use super::invalidate::{AsOf, Trust};
+use super::invalidate::{AsOf, Read, Trust};
+use super::quota::{self, Asked, Next, Quota};
 use super::tier::Remote;
 use super::{Memory, Tier};
-use crate::breaker::Breaker;
+use crate::breaker::{self, Breaker};
 use crate::domain::key::Key;
-use crate::domain::link::{Entry, Validity};
+use crate::domain::link::{Entry, LinkId};
 use crate::domain::time;
-use crate::store::row::Found;
+use crate::store::row::{Found, QuotaAsk, Taken};
 use crate::store::{Error, Store};
 
 /// Keys of one read of Redis or of the store.
@@ -39,6 +43,10 @@ const TURNS_MAX: usize = 64;
 const ATTEMPTS_MAX: u32 = 5;
 /// Before it is read again: the change is noted already, and the feed's position follows at once.
 const AGAIN: Duration = Duration::from_millis(2);
+/// How often somebody looks who has waited too long for a visit of a limited link.
+const LATE_EVERY: Duration = Duration::from_millis(250);
+/// How long leases are settled at the end.
+pub const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What look-ups stand on.
 #[derive(Debug)]
@@ -57,14 +65,21 @@ pub struct Setup {
 
 /// Starts the look-up thread. It has a runtime of its own, so that a question from front crosses one thread and not
 /// three. Only together with `ask`, which gathers questions, does that make misses cheaper (PERF.md).
-pub fn spawn(setup: Setup, questions: mpsc::Receiver<Questions>) -> io::Result<()> {
+/// It ends when every worker has gone and what it leased is given back.
+pub fn spawn(setup: Setup, questions: mpsc::Receiver<Questions>) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = move || {
-        let flight = Rc::new(Flight { setup, waiting: DashMap::default(), line: RefCell::default() });
+        let flight = Rc::new(Flight {
+            setup,
+            waiting: DashMap::default(),
+            line: RefCell::default(),
+            limited: RefCell::default(),
+            ending: Cell::new(false),
+            settled: Notify::new(),
+        });
         runtime.block_on(LocalSet::new().run_until(flight.run(questions)));
     };
-    std::thread::Builder::new().name("waypost-lookup".into()).spawn(run)?;
-    Ok(())
+    std::thread::Builder::new().name("waypost-lookup".into()).spawn(run)
 }
 
 #[derive(Debug)]
@@ -74,6 +89,29 @@ struct Flight {
     waiting: DashMap<Key, Vec<Lookup>, ahash::RandomState>,
     /// Keys that wait until they may be asked of the store.
     line: RefCell<VecDeque<Wanted>>,
+    /// Limited links that are visited, each with a task that asks for its visits.
+    limited: RefCell<HashMap<LinkId, Limited, ahash::RandomState>>,
+    /// Every worker has gone.
+    ending: Cell<bool>,
+    /// The last of `limited` has gone.
+    settled: Notify,
+}
+
+#[derive(Debug)]
+struct Limited {
+    quota: Quota,
+    waiting: Vec<Visitor>,
+    woken: Rc<Notify>,
+}
+
+/// Who waits for a visit of a limited link.
+#[derive(Debug)]
+struct Visitor {
+    lookup: Lookup,
+    entry: Entry,
+    /// When the entry was believed.
+    as_of: AsOf,
+    since: Instant,
 }
 
 /// A key to be looked up.
@@ -92,28 +130,37 @@ impl Flight {
     async fn run(self: Rc<Self>, mut questions: mpsc::Receiver<Questions>) {
         let mut turns = Vec::new();
         while questions.recv_many(&mut turns, TURNS_MAX).await > 0 {
-            let since = time::monotonic();
-            let (mut wanted, mut gathered) = (Vec::new(), Gathered::new());
-            for lookup in turns.drain(..).flatten() {
-                if !self.wait(lookup) {
-                    continue;
-                }
-                match self.remembered(&lookup) {
-                    Some(looked) => gather(&mut gathered, self.leave(&lookup.key), &looked),
-                    None => wanted.push(Wanted { key: lookup.key, hash: lookup.hash, since }),
-                }
+            self.take_up(turns.drain(..).flatten()).await;
+        }
+        self.ending.set(true);
+        self.limited.borrow().values().for_each(|limited| limited.woken.notify_one());
+        while !self.limited.borrow().is_empty() {
+            if tokio::time::timeout(SETTLE_TIMEOUT, self.settled.notified()).await.is_err() {
+                tracing::warn!("visits of limited links were not given back: the store does not answer");
+                return;
             }
-            self.send(gathered).await;
-            for wanted in wanted.chunks(BATCH_MAX) {
-                let (flight, wanted) = (Rc::clone(&self), wanted.to_vec());
-                if self.setup.remote.is_some() {
-                    tokio::task::spawn_local(async move {
-                        let wanted = flight.ask_redis(wanted).await;
-                        flight.ask_store(wanted).await;
-                    });
-                } else {
+        }
+    }
+
+    /// Answers from memory, or looks up.
+    async fn take_up(self: &Rc<Self>, lookups: impl Iterator<Item = Lookup>) {
+        let since = time::monotonic();
+        let (mut wanted, mut gathered) = (Vec::new(), Gathered::new());
+        for lookup in lookups {
+            if self.wait(lookup) && !self.remembered(&lookup, &mut gathered) {
+                wanted.push(Wanted { key: lookup.key, hash: lookup.hash, since });
+            }
+        }
+        self.send(gathered).await;
+        for wanted in wanted.chunks(BATCH_MAX) {
+            let (flight, wanted) = (Rc::clone(self), wanted.to_vec());
+            if self.setup.remote.is_some() {
+                tokio::task::spawn_local(async move {
+                    let wanted = flight.ask_redis(wanted).await;
                     flight.ask_store(wanted).await;
-                }
+                });
+            } else {
+                flight.ask_store(wanted).await;
             }
         }
     }
@@ -132,20 +179,41 @@ impl Flight {
         }
     }
 
-    /// What has come into memory since the core looked there: the answer to those who asked a moment before.
-    fn remembered(&self, lookup: &Lookup) -> Option<Looked> {
+    /// Answers what has come into memory since the core looked there, to those who asked a moment before, and visitors of
+    /// limited links, who are answered here alone; false if it is not in memory.
+    fn remembered(self: &Rc<Self>, lookup: &Lookup, gathered: &mut Gathered) -> bool {
         let memory = &*self.setup.memory;
         if memory.feed.trust() == Trust::Expired {
-            return None;
+            return false;
         }
+        // Before it is read: what changes from here on is not believed.
+        let as_of = memory.feed.now();
         match memory.shards.get(lookup.hash, &lookup.key) {
-            Some(hit) => Some(Looked::Found(Box::new(hit.entry), Tier::Shards)),
-            None => memory.negative.has(lookup.hash, &lookup.key, time::now()).then_some(Looked::Missing),
+            Some(hit) => self.found(hit.entry, as_of, Tier::Shards, self.leave(&lookup.key), gathered),
+            None if memory.negative.has(lookup.hash, &lookup.key, time::now()) => {
+                gather(gathered, self.leave(&lookup.key), &Looked::Missing);
+            }
+            None => return false,
         }
+        true
+    }
+
+    /// Answers with an entry that is believed; of a limited one, each visitor who has a visit.
+    fn found(self: &Rc<Self>, entry: Entry, as_of: AsOf, tier: Tier, waiters: Vec<Lookup>, gathered: &mut Gathered) {
+        if !entry.is_counted(time::now()) {
+            return gather(gathered, waiters, &Looked::Found(Box::new(entry), tier));
+        }
+        let (visitors, lookers): (Vec<Lookup>, _) = waiters.into_iter().partition(|waiter| waiter.visit);
+        for lookup in visitors {
+            if self.visit(Visitor { lookup, entry: entry.clone(), as_of, since: time::monotonic() }) {
+                gather(gathered, vec![lookup], &Looked::Found(Box::new(entry.clone()), Tier::Shards));
+            }
+        }
+        gather(gathered, lookers, &Looked::Found(Box::new(entry), tier));
     }
 
     /// Answers what Redis has and is believed; returns the others.
-    async fn ask_redis(&self, wanted: Vec<Wanted>) -> Vec<Wanted> {
+    async fn ask_redis(self: &Rc<Self>, wanted: Vec<Wanted>) -> Vec<Wanted> {
         let Some(remote) = &self.setup.remote else { return wanted };
         let keys: Vec<Key> = wanted.iter().map(|wanted| wanted.key).collect();
         let Some(found) = remote.get(&keys).await else { return wanted };
@@ -207,7 +275,7 @@ impl Flight {
     }
 
     /// Reads keys from the store and answers whoever waits for them.
-    async fn look_up(&self, mut wanted: Vec<Wanted>) {
+    async fn look_up(self: &Rc<Self>, mut wanted: Vec<Wanted>) {
         for _ in 0..ATTEMPTS_MAX {
             // Before the read: what changes from here on is not believed.
             let as_of = self.setup.memory.feed.now();
@@ -254,7 +322,14 @@ impl Flight {
     }
 
     /// Keeps what was read and answers those who wait; false if it is not believed and they still wait.
-    fn settle(&self, wanted: &Wanted, found: Found, as_of: AsOf, tier: Tier, gathered: &mut Gathered) -> bool {
+    fn settle(
+        self: &Rc<Self>,
+        wanted: &Wanted,
+        found: Found,
+        as_of: AsOf,
+        tier: Tier,
+        gathered: &mut Gathered,
+    ) -> bool {
         let Wanted { key, hash, .. } = wanted;
         let kept = match &found {
             Found::Entry(entry) => self.setup.memory.keep(*hash, key, entry, as_of),
@@ -273,10 +348,7 @@ impl Flight {
         match found {
             Found::Missing => gather(gathered, waiters, &Looked::Missing),
             Found::Unreadable => gather(gathered, waiters, &Looked::Unavailable),
-            Found::Entry(entry) if entry.rules.limited && entry.rules.validity(time::now()) == Validity::Valid => {
-                self.take_visits(&entry, waiters);
-            }
-            Found::Entry(entry) => gather(gathered, waiters, &Looked::Found(Box::new(entry), tier)),
+            Found::Entry(entry) => self.found(entry, as_of, tier, waiters, gathered),
         }
         true
     }
@@ -292,22 +364,125 @@ impl Flight {
         }
     }
 
-    /// A limited link is found by as many as it has visits left.
-    fn take_visits(&self, entry: &Entry, waiters: Vec<Lookup>) {
-        for waiter in waiters {
-            let worker = self.setup.answers[waiter.worker].clone();
-            let (store, entry) = (self.setup.store.clone(), entry.clone());
-            tokio::spawn(async move {
-                let taken =
-                    if waiter.visit { store.take_visit(waiter.key, entry.id, time::now()).await } else { Ok(true) };
-                let looked = match taken {
-                    Ok(true) => Looked::Found(Box::new(entry), Tier::Store),
-                    Ok(false) => Looked::UsedUp,
-                    Err(_) => Looked::Unavailable,
-                };
-                let _ = worker.send(vec![(waiter.id, looked)]).await;
-            });
+    /// Spends a visit for a visitor; false if there is none in memory, and the visitor waits.
+    fn visit(self: &Rc<Self>, visitor: Visitor) -> bool {
+        let (id, lookup) = (visitor.entry.id, visitor.lookup);
+        let mut limited = self.limited.borrow_mut();
+        let limited = limited.entry(id).or_insert_with(|| {
+            tokio::task::spawn_local(Rc::clone(self).look_after(id, lookup.key, lookup.hash));
+            Limited { quota: Quota::new(visitor.since), waiting: Vec::new(), woken: Rc::default() }
+        });
+        // Nobody is served before those who wait.
+        if limited.waiting.is_empty()
+            && limited
+                .quota
+                .take(visitor.since, |as_of| self.setup.memory.feed.believes(lookup.hash, as_of, Read::Link))
+        {
+            return true;
         }
+        limited.waiting.push(visitor);
+        limited.woken.notify_one();
+        false
+    }
+
+    /// Asks for the visits of a limited link and gives them back, until nobody visits it any more.
+    async fn look_after(self: Rc<Self>, id: LinkId, key: Key, hash: u64) {
+        let believes = |as_of: AsOf| self.setup.memory.feed.believes(hash, as_of, Read::Link);
+        loop {
+            let (next, waiting, woken) = {
+                let mut all = self.limited.borrow_mut();
+                let Some(limited) = all.get_mut(&id) else { return };
+                let waiting = limited.waiting.len();
+                let next = limited.quota.next(time::monotonic(), waiting > 0, self.ending.get(), believes);
+                let woken = Rc::clone(&limited.woken);
+                if next == Next::Rest {
+                    all.remove(&id);
+                    if all.is_empty() {
+                        self.settled.notify_one();
+                    }
+                    return;
+                }
+                (next, waiting, woken)
+            };
+            let (wanted, settled) = match next {
+                Next::Ask { wanted, settled } => (wanted, settled),
+                Next::Wait(until) => {
+                    let _ = tokio::time::timeout_at(until.into(), woken.notified()).await;
+                    continue;
+                }
+                Next::Rest => return,
+            };
+            let as_of = self.setup.memory.feed.now();
+            let number = rand::random::<u64>() >> 1;
+            let sent = self.setup.breaker.state() == breaker::State::Closed;
+            let asked = Asked { wanted, settled, sent, number, at: time::monotonic(), as_of };
+            let mut taken = None;
+            if sent {
+                let (settled, waiting) = (asked.settled.clone(), u32::try_from(waiting).unwrap_or(u32::MAX));
+                let ask = QuotaAsk { key, id, wanted, waiting, lease: number, settled };
+                let mut asking = std::pin::pin!(self.setup.store.take_visits(ask, time::now()));
+                taken = loop {
+                    match tokio::time::timeout(LATE_EVERY, &mut asking).await {
+                        Ok(taken) => break taken.ok(),
+                        Err(_) => self.dismiss_late(id).await,
+                    }
+                };
+            }
+            let again = self.hand_out(id, &asked, taken, believes).await;
+            self.take_up(again.into_iter()).await;
+        }
+    }
+
+    /// Answers those who wait for a visit by what the store said; returns those whose entry has changed meanwhile.
+    async fn hand_out(
+        &self,
+        id: LinkId,
+        asked: &Asked,
+        taken: Option<Taken>,
+        believes: impl Fn(AsOf) -> bool,
+    ) -> Vec<Lookup> {
+        let (mut again, mut gathered) = (Vec::new(), Gathered::new());
+        if let Some(limited) = self.limited.borrow_mut().get_mut(&id) {
+            let now = time::monotonic();
+            let is_single = matches!(taken, Some(Taken::Visits { leased: false, .. }));
+            limited.quota.answered(asked, taken, now);
+            for visitor in std::mem::take(&mut limited.waiting) {
+                let Visitor { lookup, entry, as_of, .. } = &visitor;
+                let is_known = believes(*as_of);
+                let looked = match taken {
+                    _ if (is_single || is_known) && limited.quota.take(now, &believes) => {
+                        Looked::Found(Box::new(entry.clone()), Tier::Store)
+                    }
+                    _ if !is_known => {
+                        again.push(*lookup);
+                        continue;
+                    }
+                    Some(Taken::UsedUp) if asked.wanted > 0 => Looked::UsedUp,
+                    Some(Taken::Held) | None if asked.wanted > 0 => Looked::Unavailable,
+                    // More wait than were granted, or none was asked for.
+                    _ => {
+                        limited.waiting.push(visitor);
+                        continue;
+                    }
+                };
+                gather(&mut gathered, vec![*lookup], &looked);
+            }
+        }
+        self.send(gathered).await;
+        again
+    }
+
+    /// Tells those who have waited too long for a visit of a limited link that it cannot be known.
+    async fn dismiss_late(&self, id: LinkId) {
+        let now = time::monotonic();
+        let is_late = |visitor: &mut Visitor| now.duration_since(visitor.since) > quota::TERM;
+        let late: Vec<Lookup> = match self.limited.borrow_mut().get_mut(&id) {
+            Some(limited) => limited.waiting.extract_if(.., is_late).map(|visitor| visitor.lookup).collect(),
+            None => Vec::new(),
+        };
+        let mut gathered = Gathered::new();
+        gather(&mut gathered, late, &Looked::Unavailable);
+        self.send(gathered).await;
     }
 }
 

@@ -6,7 +6,7 @@
 //! At its limit: [`ask::ASKED_MAX`] look-ups of a core may be open; one more is `Unavailable`.
 //!
 //! ```text
-//!   front:  hot ▸ shards ▸ negative ▸ ask ─ lookup crossing ─▶ back:  flight ▸ tier (Redis) ▸ store
+//!   front:  hot ▸ shards ▸ negative ▸ ask ─ lookup crossing ─▶ back:  flight ▸ (quota) ▸ tier (Redis) ▸ store
 //!                    ▲         ▲                follow ◀─ poll, hints ─ store, Redis
 //!                    └─────────┴── note, remove, advance ─┘
 //! ```
@@ -20,6 +20,7 @@ pub mod invalidate;
 mod model;
 pub mod negative;
 pub mod preload;
+pub mod quota;
 pub mod shards;
 pub mod through;
 pub mod tier;
@@ -133,10 +134,6 @@ impl Memory {
     /// Keeps an entry that was read at `as_of`; false if it is not believed.
     #[must_use]
     pub fn keep(&self, hash: u64, key: &Key, entry: &Entry, as_of: AsOf) -> bool {
-        // Each visit of a limited link is taken from the store, so there is nothing to keep.
-        if entry.rules.limited {
-            return self.feed.believes(hash, as_of, Read::Link);
-        }
         self.shards.insert(hash, key, entry, |key| self.hash(key), || self.feed.believes(hash, as_of, Read::Link))
     }
 
@@ -211,11 +208,12 @@ impl Resolver {
             if let Some(ready) = self.hot.borrow_mut().get(hash, key, epoch, now) {
                 return Step::Done(Resolution::Found(ready.clone()), Tier::Hot);
             }
-            if let Some(hit) = memory.shards.get(hash, key) {
-                return Step::Done(self.remembered(hash, key, hit, now), Tier::Shards);
-            }
-            if memory.negative.has(hash, key, now) {
-                return Step::Done(Resolution::Missing, Tier::Shards);
+            match memory.shards.get(hash, key) {
+                // Its visits are counted behind the crossing.
+                Some(hit) if hit.entry.is_counted(now) => {}
+                Some(hit) => return Step::Done(self.remembered(hash, key, hit, now), Tier::Shards),
+                None if memory.negative.has(hash, key, now) => return Step::Done(Resolution::Missing, Tier::Shards),
+                None => {}
             }
         }
         match self.ask.ask(*key, hash, visit) {

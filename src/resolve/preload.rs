@@ -114,7 +114,7 @@ impl Preload {
                                 true => outcome.loaded += 1,
                                 false => again.push(key),
                             }
-                            // Too long for the memory, or with a limit of visits, which the store alone counts.
+                            // Too long for the memory.
                             outcome.absent.extend(self.memory.shards.get(hash, &key).is_none().then_some(key));
                         }
                         Found::Missing | Found::Unreadable => {

@@ -48,7 +48,7 @@ impl Remote {
 
     /// Leaves an entry there, some time soon.
     pub fn put(&self, key: &Key, entry: &Entry, as_of: StoredAsOf) {
-        // Each visit of a limited link is taken from the store.
+        // Each visit of a limited link is granted by the store, which is asked all the same.
         if !entry.rules.limited {
             self.redis.set(self.name(key), value::encode(entry, as_of));
         }

@@ -51,11 +51,11 @@ pub struct StoredAsOf {
     pub position: u64,
 }
 
-/// The bytes of an entry that was read at `as_of` or later. A limited entry has none: each of its visits is taken from
-/// the store.
+/// The bytes of an entry that was read at `as_of` or later. A limited entry stays in this process: each of its visits is
+/// granted by the store, so that others gain nothing by it, and older programs ask for each.
 #[must_use]
 pub fn encode(entry: &Entry, as_of: StoredAsOf) -> Vec<u8> {
-    debug_assert!(!entry.rules.limited, "a limited link is in no cache");
+    debug_assert!(!entry.rules.limited, "a limited link is in no cache that outlives the process");
     let mut body = Vec::with_capacity(32 + entry.target.as_str().len());
     body.extend(as_of.generation.to_le_bytes());
     body.extend(as_of.position.to_le_bytes());

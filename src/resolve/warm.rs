@@ -98,7 +98,10 @@ impl Warmest {
         shards.for_each(hash_of, |kept| {
             if !warmest.full || usize::from(kept.heat) >= warmest.coldest() {
                 let (key, entry) = kept.decode();
-                warmest.offer(kept.heat, &key, &entry);
+                // Without the store there is no visit of a limited one.
+                if !entry.rules.limited {
+                    warmest.offer(kept.heat, &key, &entry);
+                }
             }
         });
         warmest

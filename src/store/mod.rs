@@ -17,8 +17,8 @@ use crate::domain::link::{Link, LinkId};
 use crate::domain::time::UnixMillis;
 use crate::guard::keys::KeyRecord;
 use row::{
-    Change, ChangeRow, Filter, Found, Inserted, InstanceRow, NewLink, Position, Reading, Rest, WarmReport, WarmRequest,
-    WarmWhat, WorkerLease,
+    Change, ChangeRow, Filter, Found, Inserted, InstanceRow, NewLink, Position, QuotaAsk, Reading, Rest, Taken,
+    WarmReport, WarmRequest, WarmWhat, WorkerLease,
 };
 
 /// Why the store did not do it. Those who shared a transaction are told the same.
@@ -92,11 +92,19 @@ impl Store {
         }
     }
 
-    /// Takes one visit out of the link's `max_visits`; false if none is left.
-    pub async fn take_visit(&self, key: Key, id: LinkId, now: UnixMillis) -> Result<bool> {
+    /// Takes visits out of the link's `max_visits`, and gives back what is left of leases.
+    ///
+    /// Of many instances each leases some at a time: at most what it wants, and of what is left a sixteenth or one. What is
+    /// leased counts as used, so that never more than `max_visits` are answered. A lease that its holder settles gives
+    /// back its rest, so that all of them are, if no holder dies. One that dies takes along what it held of the link: at
+    /// most 256 visits, and a sixteenth of what was left when it leased them. A single visit is spent at once; it is lost
+    /// if whoever asked for it does not hear of it.
+    ///
+    /// The embedded store has one process and a commit on its own disk: it grants to those who wait, and leases nothing.
+    pub async fn take_visits(&self, ask: QuotaAsk, now: UnixMillis) -> Result<Taken> {
         match self {
-            Self::Sqlite(sqlite) => sqlite.write(move |tx| sqlite::links::take_visit(tx, key, id, now)).await,
-            Self::Postgres(postgres) => postgres.take_visit(key, id, now).await,
+            Self::Sqlite(sqlite) => sqlite.write(move |tx| sqlite::links::take_visits(tx, &ask, now)).await,
+            Self::Postgres(postgres) => postgres.take_visits(ask, now).await,
         }
     }
 

@@ -113,6 +113,39 @@ impl Patch {
     }
 }
 
+/// What is asked of a limited link's quota, by one process at a time: all that it leased before it settles with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuotaAsk {
+    pub key: Key,
+    pub id: LinkId,
+    /// Visits to be leased; 0: it only settles.
+    pub wanted: u32,
+    /// Visitors who wait for one. A store of one process leases none: it grants as many as wait.
+    pub waiting: u32,
+    /// The number of the lease, drawn at random, below 2^63.
+    pub lease: u64,
+    pub settled: Vec<Settled>,
+}
+
+/// A lease that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    pub lease: u64,
+    /// What is left of it; more than was granted stands for all of it.
+    pub rest: u32,
+}
+
+/// What came of a [`QuotaAsk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// They count as used. Of what is `leased` the rest is taken back; else a visit that is not spent is lost.
+    Visits { count: u32, leased: bool },
+    /// None is left but what others hold, who may give some back.
+    Held,
+    /// None is left, or none was wanted.
+    UsedUp,
+}
+
 /// What a look-up found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {

@@ -2,7 +2,7 @@
 //!
 //! In: a database. Out: the same with every migration applied, each once and in order, or an error.
 //! Never: changes one that was applied (its checksum is kept and compared), runs twice at a time (the caller
-//! holds the store's lock over it), opens a store that a newer program has made.
+//! holds the store's lock over it), opens a store that a newer program has made, unless that said that it may be.
 
 use sha2::{Digest, Sha256};
 
@@ -21,6 +21,8 @@ pub struct Migration {
 pub struct Applied {
     pub number: u32,
     pub checksum: String,
+    /// Programs that know the migrations up to this one go on when they meet it; none: only those that know it itself.
+    pub compatible_from: Option<u32>,
 }
 
 impl Migration {
@@ -35,6 +37,9 @@ impl Migration {
 pub fn pending<'a>(all: &'a [Migration], applied: &[Applied]) -> Result<&'a [Migration]> {
     for (index, have) in applied.iter().enumerate() {
         let Some(known) = all.get(index) else {
+            if have.compatible_from.is_some_and(|oldest| oldest as usize <= all.len()) {
+                continue;
+            }
             return Err(Error::Schema(format!(
                 "the store has migration {}, this program knows {}: it was made by a newer waypost, use that one",
                 have.number,
@@ -48,7 +53,7 @@ pub fn pending<'a>(all: &'a [Migration], applied: &[Applied]) -> Result<&'a [Mig
             )));
         }
     }
-    Ok(&all[applied.len()..])
+    Ok(&all[applied.len().min(all.len())..])
 }
 
 #[cfg(test)]
@@ -72,12 +77,21 @@ mod tests {
         let have = |number: u32, sql: &'static str| Applied {
             number,
             checksum: Migration { number, name: "", sql }.checksum(),
+            compatible_from: None,
         };
+        let later = |number: u32, oldest: u32| Applied { compatible_from: Some(oldest), ..have(number, "SELECT 3") };
+        let both = [have(1, "SELECT 1"), have(2, "SELECT 2")];
         check(&[], Ok(&[1, 2]));
         check(&[have(1, "SELECT 1")], Ok(&[2]));
-        check(&[have(1, "SELECT 1"), have(2, "SELECT 2")], Ok(&[]));
+        check(&both, Ok(&[]));
         check(&[have(1, "SELECT 9")], Err("migration 1 (one)"));
         check(&[have(2, "SELECT 2")], Err("migration 1 (one)"));
-        check(&[have(1, "SELECT 1"), have(2, "SELECT 2"), have(3, "SELECT 3")], Err("newer waypost"));
+        let and = |more: &[Applied]| [&both[..], more].concat();
+        check(&and(&[have(3, "SELECT 3")]), Err("newer waypost"));
+        check(&and(&[later(3, 3)]), Err("newer waypost"));
+        check(&and(&[later(3, 2), later(4, 1)]), Ok(&[]));
+        // What was left in place for a while has gone.
+        check(&and(&[later(3, 2), later(4, 3)]), Err("newer waypost"));
+        check(&[have(1, "SELECT 9"), have(2, "SELECT 2"), later(3, 2)], Err("migration 1 (one)"));
     }
 }

@@ -103,7 +103,6 @@ pub struct Recorder(Option<Spooling>);
 #[derive(Debug)]
 struct Spooling {
     ring: RingWriter,
-    core: u16,
     strings: Strings,
     settings: Settings,
     /// What back was not told of yet.
@@ -116,17 +115,16 @@ struct Spooling {
 struct Untold {
     from: u64,
     position: u64,
-    visits: u32,
     /// The time of its first record.
     since: UnixMillis,
 }
 
 impl Recorder {
-    /// Records in `ring`, which is core `core`'s. The default counts, and records nothing.
+    /// Records in `ring`, which is this core's. The default counts, and records nothing.
     #[must_use]
-    pub fn new(ring: RingWriter, core: u16, settings: Settings) -> Self {
+    pub fn new(ring: RingWriter, settings: Settings) -> Self {
         let strings = Strings::new(&ring);
-        Self(Some(Spooling { ring, core, strings, settings, untold: Untold::default(), orphans: (0, 0) }))
+        Self(Some(Spooling { ring, strings, settings, untold: Untold::default(), orphans: (0, 0) }))
     }
 
     /// Counts an answer that is about to leave, and records it: a kill after this loses nothing.
@@ -186,7 +184,7 @@ impl Spooling {
             }
         };
         if self.ring.append(&record) {
-            self.tell(visit.at, kind != KIND_ORPHAN);
+            self.tell(visit.at);
         }
     }
 
@@ -202,21 +200,20 @@ impl Spooling {
     }
 
     /// Tells back, now and then, that there is something new.
-    fn tell(&mut self, at: UnixMillis, visit: bool) {
+    fn tell(&mut self, at: UnixMillis) {
         let untold = &mut self.untold;
         let to = self.ring.appended();
         if to - untold.from == 1 {
             untold.since = at;
         }
-        untold.visits += u32::from(visit);
         let position = self.ring.position();
         // Redirects that waited for the store are older than what was recorded meanwhile; and the clock may step back.
         if position - untold.position < CHUNK_BYTES && (at.0 - untold.since.0).abs() < CHUNK_MS {
             return;
         }
         // A hint that finds the channel full is one of many: back is busy, and looks by itself.
-        let _ = self.settings.chunks.try_send(Chunk { core: self.core, from: untold.from, to, visits: untold.visits });
-        *untold = Untold { from: to, position, visits: 0, since: at };
+        let _ = self.settings.chunks.try_send(Chunk { records: to - untold.from });
+        *untold = Untold { from: to, position, since: at };
     }
 }
 
@@ -265,7 +262,7 @@ mod tests {
         let keys = Arc::<visitor::Keys>::default();
         keys.set(visitor::EVERY_DAY, [1, 2]);
         let (chunks, news) = bounded(8);
-        let recorder = Recorder::new(writer, SOURCE.core, Settings { address, keys, chunks });
+        let recorder = Recorder::new(writer, Settings { address, keys, chunks });
         Fixture { _folder: folder, recorder, reader, news, counts: Counts::default() }
     }
 
@@ -406,20 +403,18 @@ mod tests {
             assert!(f.news.is_empty(), "{ms} ms");
         }
         f.record(&at(20));
-        let chunk = Chunk { core: 3, from: 0, to: 4, visits: 4 };
-        assert_eq!(f.news.try_recv(), Ok(chunk));
+        assert_eq!(f.news.try_recv(), Ok(Chunk { records: 4 }));
         // The next 20 ms begin with the next record, and one that waited for the store is older.
         f.record(&at(100));
         f.record(&at(119));
         assert!(f.news.is_empty());
         f.record(&at(50));
-        assert_eq!(f.news.try_recv(), Ok(Chunk { from: 4, to: 7, visits: 3, ..chunk }));
+        assert_eq!(f.news.try_recv(), Ok(Chunk { records: 3 }));
         // 64 KiB, of 48 bytes and a request id each.
         while f.news.is_empty() {
             f.record(&at(200));
         }
         let more = f.news.try_recv().unwrap();
-        assert_eq!(more.from, 7);
-        assert!((64 << 10..(64 << 10) + 56).contains(&(u64::from(more.visits) * 48)), "{more:?}");
+        assert!((64 << 10..(64 << 10) + 56).contains(&(more.records * 48)), "{more:?}");
     }
 }

@@ -145,7 +145,7 @@ fn a_hit_allocates_nothing() {
     keys.set(visitor::EVERY_DAY, [1, 2]);
     let (chunks, news) = crossbeam_channel::bounded(CHUNKS_MAX);
     let settings = Settings { address: KeptAddress::Truncated, keys, chunks };
-    let front = Rc::new(front(memory, Recorder::new(writer, 0, settings)));
+    let front = Rc::new(front(memory, Recorder::new(writer, settings)));
     // The first answers come from the shards, until the link has its place in `hot`.
     serve(&front, 10);
     let (fewer, more) = (serve(&front, 1000), serve(&front, 3000));
@@ -156,7 +156,7 @@ fn a_hit_allocates_nothing() {
     // Each of them was recorded, with all that there is to say.
     let mut records = Vec::new();
     assert_eq!(reader.read(&mut records, usize::MAX), ring::Read { first: 0, count: 4010, visits: 4010 });
-    assert!(news.try_iter().all(|chunk| chunk.to <= 4010));
+    assert!(news.try_iter().all(|chunk| chunk.records <= 4010));
     let (last, _) = record::decode(&records[records.len() - 64..], source, 4009).unwrap();
     assert_eq!((last.kind, last.link, last.address), (format::KIND_CLICK, 1, Some([203, 0, 113, 0].into())));
     assert_eq!(last.request_id, record::RequestId::Packed(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef));

@@ -13,18 +13,18 @@ use crate::servers::redis::Redis;
 use crate::support::{Client, Direct, LIMIT, Server, eventually};
 
 /// How soon a change shows, if a message tells of it: p99.
-const SOON: Duration = Duration::from_millis(100);
+pub(crate) const SOON: Duration = Duration::from_millis(100);
 /// And at the latest, if none does.
 const LATEST: Duration = Duration::from_secs(1);
 
 /// A status and where it leads.
-type Outcome = (u16, Option<String>);
+pub(crate) type Outcome = (u16, Option<String>);
 
-fn target(version: u32) -> String {
+pub(crate) fn target(version: u32) -> String {
     format!("https://example.com/{version}")
 }
 
-fn leads(version: u32) -> Outcome {
+pub(crate) fn leads(version: u32) -> Outcome {
     (307, Some(target(version)))
 }
 
@@ -36,21 +36,73 @@ fn get(client: &mut Client, code: &str) -> Outcome {
     (answer.status, answer.location().map(str::to_owned))
 }
 
-fn edit(version: u32) -> Change {
+pub(crate) fn edit(version: u32) -> Change {
     let target = target(version);
     let target = Some((target.clone(), Target::new(&target).unwrap()));
     Change::Edit(Box::new(Patch { target, ..Patch::default() }))
 }
 
 /// The section of a configuration.
-fn redis_section(redis: &Redis) -> String {
+pub(crate) fn redis_section(redis: &Redis) -> String {
     format!("[redis]\nurl = \"{}\"\n", redis.url())
 }
 
-/// Two instances, and connections to each, so many that all workers are met.
+/// Connections to each of some instances, so many that all workers are met.
+pub(crate) struct Onlookers(Vec<Vec<Client>>);
+
+impl Onlookers {
+    pub(crate) fn of(servers: &[&Server]) -> Self {
+        Self(servers.iter().map(|server| (0..3).map(|_| server.connect()).collect()).collect())
+    }
+
+    /// Asks every connection to the instances `which` for `code` until all see `new`, and how long that took for each of
+    /// them; before an instance does, it may say `old`, and then never again.
+    #[track_caller]
+    pub(crate) fn see(&mut self, which: &[usize], code: &str, old: &Outcome, new: &Outcome) -> Vec<Duration> {
+        let done = time::monotonic();
+        let mut seen = vec![false; self.0.len()];
+        let mut took = vec![None; self.0.len()];
+        eventually(LIMIT, &format!("{code}: {new:?} after {old:?}"), || {
+            for &number in which {
+                let (mut all, seen) = (true, &mut seen[number]);
+                for client in &mut self.0[number] {
+                    let outcome = get(client, code);
+                    let is_new = outcome == *new;
+                    assert!(is_new || outcome == *old, "{code}: neither {old:?} nor {new:?}: {outcome:?}");
+                    assert!(is_new || !*seen, "{code}: {old:?} came after {new:?}");
+                    *seen |= is_new;
+                    all &= is_new;
+                }
+                if all && took[number].is_none() {
+                    took[number] = Some(time::monotonic().duration_since(done));
+                }
+            }
+            which.iter().all(|number| took[*number].is_some())
+        });
+        // The next look would find what came back.
+        for &number in which {
+            self.0[number].iter_mut().for_each(|client| assert_eq!(get(client, code), *new));
+        }
+        took.into_iter().flatten().collect()
+    }
+}
+
+/// The p99 and the maximum of what was measured, which are printed.
+pub(crate) fn figures(took: &mut [Duration], what: &str) -> (Duration, Duration) {
+    took.sort_unstable();
+    let (median, p99) = (took[took.len() / 2], took[took.len() * 99 / 100]);
+    let max = *took.last().unwrap();
+    #[expect(clippy::print_stdout, reason = "the figure is what the test is about")]
+    {
+        println!("{what}: {} changes: median {median:?}, p99 {p99:?}, at most {max:?}", took.len());
+    }
+    (p99, max)
+}
+
+/// Two instances, and who looks at them.
 struct Twins {
     servers: [Server; 2],
-    clients: [Vec<Client>; 2],
+    onlookers: Onlookers,
     store: Direct,
     /// How long each change took to show on each instance.
     took: Vec<Duration>,
@@ -59,40 +111,14 @@ struct Twins {
 impl Twins {
     fn new(deployment: &Deployment) -> Self {
         let servers = ["one", "other"].map(|name| deployment.instance(name));
-        let clients = servers.each_ref().map(|server| (0..3).map(|_| server.connect()).collect());
+        let onlookers = Onlookers::of(&servers.each_ref());
         let store = deployment.store();
-        Self { servers, clients, store, took: Vec::new() }
+        Self { servers, onlookers, store, took: Vec::new() }
     }
 
-    /// Asks every connection for `code` until all see `new`; before an instance does, it may say `old`, and then never
-    /// again.
     #[track_caller]
     fn shows(&mut self, code: &str, old: &Outcome, new: &Outcome) {
-        let done = time::monotonic();
-        let mut seen = [false; 2];
-        let mut took = [None; 2];
-        eventually(LIMIT, &format!("{code}: {new:?} after {old:?}"), || {
-            for ((clients, seen), took) in self.clients.iter_mut().zip(&mut seen).zip(&mut took) {
-                let mut all = true;
-                for client in clients {
-                    let outcome = get(client, code);
-                    let is_new = outcome == *new;
-                    assert!(is_new || outcome == *old, "{code}: neither {old:?} nor {new:?}: {outcome:?}");
-                    assert!(is_new || !*seen, "{code}: {old:?} came after {new:?}");
-                    *seen |= is_new;
-                    all &= is_new;
-                }
-                if all && took.is_none() {
-                    *took = Some(time::monotonic().duration_since(done));
-                }
-            }
-            took.iter().all(Option::is_some)
-        });
-        // The next look would find what came back.
-        for clients in &mut self.clients {
-            clients.iter_mut().for_each(|client| assert_eq!(get(client, code), *new));
-        }
-        self.took.extend(took.into_iter().flatten());
+        self.took.extend(self.onlookers.see(&[0, 1], code, old, new));
     }
 
     fn change(&mut self, code: &str, change: Change, old: &Outcome, new: &Outcome) {
@@ -103,13 +129,13 @@ impl Twins {
     /// Everything that can happen to a code: six changes.
     fn life(&mut self, code: &str) {
         let (gone, unknown) = (GONE, UNKNOWN);
-        for clients in &mut self.clients {
+        for clients in &mut self.onlookers.0 {
             clients.iter_mut().for_each(|client| assert_eq!(get(client, code), unknown));
         }
         let body = json!({"original_url": target(1), "custom_code": code});
         assert_eq!(self.servers[0].shorten(&body).status, 201);
         // Whoever made it sees it at once.
-        assert_eq!(get(&mut self.clients[0][0], code), leads(1));
+        assert_eq!(get(&mut self.onlookers.0[0][0], code), leads(1));
         self.shows(code, &unknown, &leads(1));
         self.change(code, edit(2), &leads(1), &leads(2));
         self.change(code, Change::Disable, &leads(2), &gone);
@@ -117,18 +143,6 @@ impl Twins {
         self.change(code, Change::Delete, &leads(2), &gone);
         self.store.add(code, &target(3), |_| {});
         self.shows(code, &gone, &leads(3));
-    }
-
-    /// The p99 and the maximum of what was measured, which are printed.
-    fn figures(&mut self, what: &str) -> (Duration, Duration) {
-        self.took.sort_unstable();
-        let (median, p99) = (self.took[self.took.len() / 2], self.took[self.took.len() * 99 / 100]);
-        let max = *self.took.last().unwrap();
-        #[expect(clippy::print_stdout, reason = "the figure is what the test is about")]
-        {
-            println!("{what}: {} changes: median {median:?}, p99 {p99:?}, at most {max:?}", self.took.len());
-        }
-        (p99, max)
     }
 }
 
@@ -144,7 +158,7 @@ fn a_change_shows_on_the_other_instance_at_once() {
             twins.life(&format!("code-{number}"));
         }
         let what = format!("{way:?}, {} Redis", if config.is_empty() { "without" } else { "with" });
-        let (p99, _) = twins.figures(&what);
+        let (p99, _) = figures(&mut twins.took, &what);
         assert!(p99 <= SOON, "{what}: p99 {p99:?}");
     }
 }
@@ -168,7 +182,7 @@ fn a_change_shows_within_a_second_when_nobody_tells_of_it() {
 
     let mut twins = Twins::new(&alone);
     (0..3).for_each(|number| twins.life(&format!("code-{number}")));
-    let (_, max) = twins.figures("pooled alone");
+    let (_, max) = figures(&mut twins.took, "pooled alone");
     assert!(max <= LATEST, "{max:?}");
 
     let mut twins = Twins::new(&killed);
@@ -184,7 +198,7 @@ fn a_change_shows_within_a_second_when_nobody_tells_of_it() {
         deafening.join().unwrap()
     });
     assert!(ended >= 2, "{ended} connections were ended: none listened");
-    let (_, max) = twins.figures("Redis killed, no connection that listens");
+    let (_, max) = figures(&mut twins.took, "Redis killed, no connection that listens");
     assert!(max <= LATEST, "{max:?}");
 }
 

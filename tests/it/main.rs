@@ -18,6 +18,7 @@ mod instances;
 mod loadgen;
 mod moving;
 mod protection;
+mod quotas;
 mod redis;
 mod server;
 mod stats;

@@ -7,6 +7,7 @@ use waypost::domain::link::LinkId;
 use waypost::domain::time;
 use waypost::store::Store;
 use waypost::store::postgres::Postgres;
+use waypost::store::row::{QuotaAsk, Taken};
 use waypost::store::sqlite;
 
 use super::servers::PASSWORD;
@@ -58,7 +59,8 @@ fn source() -> Place {
     place.ok(&["pin", "plain", "full"]);
     let (store, some) = (open(&place.data()), key(DomainId(0), "some"));
     let link = ask(store.link(some)).unwrap();
-    assert!(ask(store.take_visit(some, link.id, time::now())));
+    let one = QuotaAsk { key: some, id: link.id, wanted: 1, waiting: 1, lease: 0, settled: Vec::new() };
+    assert!(matches!(ask(store.take_visits(one, time::now())), Taken::Visits { .. }));
     std::fs::write(
         place.data().join("clicks.csv"),
         "code,url,clicks,created_at\nold,https://j.test/,41,2019-05-01T12:00:00Z\n",

@@ -1,4 +1,5 @@
-//! Making links in Postgres, and taking visits out of limited ones: what waits together shares a transaction.
+//! Making links in Postgres, and taking visits out of limited ones: what waits together shares a transaction. Of one link
+//! there is one question in each: the next waits for the next.
 //!
 //! In: creates and visits from a bounded queue. Out: to each row its own outcome, durable when it is told.
 //! Never: sends a statement per row where no code is taken; says of a link that was made that it failed, if the store can
@@ -19,12 +20,11 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::links::{Tries, busy, written};
-use super::{Failed, Inner, LOCK, Param, Postgres, Query, bigint, number};
-use crate::domain::key::Key;
+use super::{Failed, Inner, LOCK, Param, Postgres, Query, bigint, get, number};
 use crate::domain::link::{Link, LinkId};
 use crate::domain::target::Target;
 use crate::domain::time::UnixMillis;
-use crate::store::row::{Inserted, NewLink, OnConflict, history};
+use crate::store::row::{Inserted, NewLink, OnConflict, QuotaAsk, Taken, history};
 use crate::store::{Error, Result};
 
 /// Writes that may wait for the writer.
@@ -72,23 +72,51 @@ const REPLACE: &str = "WITH gone AS (DELETE FROM links WHERE id = $1 AND version
   INSERT INTO link_changes (version, at, domain_id, code, what, before)
   SELECT (SELECT version FROM feed WHERE current_setting('waypost.begun', true) = 'yes') + 1, $3, domain_id, code, 'replace', $4 FROM gone";
 
-/// The last visit is a change, for the history; its version follows those of the creates beside it.
-const TAKE_VISITS: &str = "WITH granted AS (
-    SELECT l.id, l.domain_id, l.code, least(a.wanted, l.max_visits - coalesce(q.used, 0)) AS visits,
-      a.wanted >= l.max_visits - coalesce(q.used, 0) AS used_up
-    FROM unnest($1::int8[], $2::int8[]) AS a (id, wanted)
-    JOIN links l ON l.id = a.id LEFT JOIN link_quotas q ON q.link_id = l.id
-    WHERE l.max_visits > coalesce(q.used, 0)
-  ), taken AS (
-    INSERT INTO link_quotas (link_id, used) SELECT id, visits FROM granted
+/// Settles leases and grants visits. What was granted to others lives until its row is gone: to give back the rest and to
+/// delete the row is one step, whoever else takes it for lost. That a link is used up is a change, which is recorded by
+/// what makes it so: there is nothing left, and nobody who may give back. Its version follows those of the creates beside
+/// it. $4 to $6 are the leases that are settled.
+const TAKE_VISITS: &str = "WITH asked AS (
+    SELECT * FROM unnest($1::int8[], $2::int8[], $3::int8[]) AS a (id, wanted, lease)
+    WHERE current_setting('waypost.begun', true) = 'yes'
+  ), settled AS (
+    DELETE FROM quota_leases q USING asked a JOIN unnest($4::int8[], $5::int8[], $6::int8[]) AS s (id, lease, rest)
+      ON s.id = a.id
+    WHERE q.link_id = s.id AND q.lease = s.lease RETURNING q.link_id, least(s.rest, q.granted) AS rest
+  ), returned AS (
+    SELECT link_id, sum(rest)::int8 AS rest FROM settled GROUP BY link_id
+  ), found AS (
+    SELECT l.id, l.domain_id, l.code, l.max_visits, coalesce(q.used, 0) - coalesce(r.rest, 0) AS used, a.wanted, a.lease,
+      coalesce(r.rest, 0) AS rest, r.rest IS NOT NULL AS settles, coalesce(o.live, false) AS live,
+      coalesce(o.dead, false) AS dead
+    FROM asked a JOIN links l ON l.id = a.id LEFT JOIN link_quotas q ON q.link_id = l.id
+    LEFT JOIN returned r ON r.link_id = l.id
+    CROSS JOIN LATERAL (
+      SELECT bool_or(expires_at > now()) AS live, bool_or(expires_at <= now()) AS dead FROM quota_leases
+      WHERE link_id = l.id AND lease <> ALL ($5::int8[])
+    ) AS o
+  ), granted AS (
+    SELECT *, CASE WHEN max_visits IS NULL THEN wanted
+      ELSE least(wanted, greatest((max_visits - used) / 16, 1), greatest(max_visits - used, 0)) END AS visits FROM found
+  ), counted AS (
+    INSERT INTO link_quotas (link_id, used)
+    SELECT id, CASE WHEN max_visits IS NULL THEN 0 ELSE visits END - rest FROM granted WHERE settles OR visits > 0
     ON CONFLICT (link_id) DO UPDATE SET used = link_quotas.used + excluded.used
+  ), leased AS (
+    INSERT INTO quota_leases (link_id, lease, granted, expires_at)
+    SELECT id, lease, visits, now() + INTERVAL '10 seconds' FROM granted WHERE max_visits IS NOT NULL AND visits > 1
+  ), ended AS (
+    SELECT id, domain_id, code FROM granted
+    WHERE used + visits >= max_visits AND visits <= 1 AND NOT live AND (visits = 1 OR settles OR dead)
+  ), swept AS (
+    DELETE FROM quota_leases q USING ended WHERE q.link_id = ended.id AND q.lease <> ALL ($5::int8[])
   ), recorded AS (
     INSERT INTO link_changes (version, at, domain_id, code, what)
     SELECT row_number() OVER (ORDER BY id)
         + (SELECT greatest(version, (SELECT max(version) FROM link_changes)) FROM feed
-          WHERE current_setting('waypost.begun', true) = 'yes'), $3, domain_id, code, 'used_up'
-    FROM granted WHERE used_up
-  ) SELECT id, visits FROM granted";
+          WHERE current_setting('waypost.begun', true) = 'yes'), $7, domain_id, code, 'used_up'
+    FROM ended
+  ) SELECT id, visits, visits > 1, live FROM granted";
 
 const MADE: &str = "SELECT id FROM links WHERE id = ANY ($1::int8[])";
 
@@ -96,7 +124,7 @@ const MADE: &str = "SELECT id FROM links WHERE id = ANY ($1::int8[])";
 #[derive(Debug)]
 pub(super) enum Write {
     Insert { links: Arc<Vec<NewLink>>, now: UnixMillis, reply: oneshot::Sender<Result<Arc<HashSet<LinkId>>>> },
-    Visit { id: LinkId, now: UnixMillis, reply: oneshot::Sender<Result<bool>> },
+    Visits { ask: QuotaAsk, now: UnixMillis, reply: oneshot::Sender<Result<Taken>> },
 }
 
 impl Write {
@@ -104,14 +132,14 @@ impl Write {
     fn is_given_up(&self) -> bool {
         match self {
             Self::Insert { reply, .. } => reply.is_closed(),
-            Self::Visit { reply, .. } => reply.is_closed(),
+            Self::Visits { reply, .. } => reply.is_closed(),
         }
     }
 
     fn rows(&self) -> usize {
         match self {
             Self::Insert { links, .. } => links.len(),
-            Self::Visit { .. } => 1,
+            Self::Visits { .. } => 1,
         }
     }
 }
@@ -144,8 +172,8 @@ impl Postgres {
         }
     }
 
-    pub async fn take_visit(&self, _: Key, id: LinkId, now: UnixMillis) -> Result<bool> {
-        self.queue(|reply| Write::Visit { id, now, reply }).await
+    pub async fn take_visits(&self, ask: QuotaAsk, now: UnixMillis) -> Result<Taken> {
+        self.queue(|reply| Write::Visits { ask, now, reply }).await
     }
 
     /// Hands a write to the writers, which run as long as there is a handle, on the runtime of the first write.
@@ -234,8 +262,22 @@ impl Inner {
 async fn write_all(inner: Arc<Inner>, writes: Arc<Mutex<mpsc::Receiver<Write>>>) {
     while let Some(mut group) = next_group(&mut *writes.lock().await).await {
         group.retain(|write| !write.is_given_up());
-        write_group(&inner, group).await;
+        while !group.is_empty() {
+            let later = second_of_a_link(&mut group);
+            write_group(&inner, group).await;
+            group = later;
+        }
     }
+}
+
+/// Takes out what asks for visits of a link for which another one of the group asks already.
+fn second_of_a_link(group: &mut Vec<Write>) -> Vec<Write> {
+    let mut asking = HashSet::new();
+    let is_second = |write: &mut Write| match write {
+        Write::Visits { ask, .. } => !asking.insert(ask.id),
+        Write::Insert { .. } => false,
+    };
+    group.extract_if(.., is_second).collect()
 }
 
 async fn next_group(writes: &mut mpsc::Receiver<Write>) -> Option<Vec<Write>> {
@@ -253,36 +295,27 @@ async fn next_group(writes: &mut mpsc::Receiver<Write>) -> Option<Vec<Write>> {
 }
 
 async fn write_group(inner: &Inner, group: Vec<Write>) {
-    if group.is_empty() {
-        return;
-    }
     let (mut keys, mut links) = (HashSet::new(), Vec::new());
-    let mut wanted: HashMap<LinkId, i64> = HashMap::new();
-    let mut visited_at = UnixMillis::default();
+    let mut visits = Visits::default();
     for write in &group {
         match write {
             Write::Insert { links: new, now, .. } => {
                 links.extend(new.iter().filter(|new| keys.insert(new.key)).map(|new| (new, *now)));
             }
-            Write::Visit { id, now, .. } => {
-                *wanted.entry(*id).or_default() += 1;
-                visited_at = visited_at.max(*now);
-            }
+            Write::Visits { ask, now, .. } => visits.add(ask, *now),
         }
     }
     // Neighbours in the index one after the other, in both tables: scattered over it, 5,000 rows of an import cost a
     // fifth to a quarter more of Postgres's CPU time (PERF.md).
     links.sort_by_cached_key(|(new, _)| (new.key.domain.0, new.key.code.to_string()));
     let rows = Rows::of(&links);
-    let (ids, counts): (Vec<i64>, Vec<i64>) = wanted.iter().map(|(id, count)| (bigint(id.0), *count)).unzip();
-    let insert = rows.params();
-    let visits: [Param<'_>; 3] = [(&ids, Type::INT8_ARRAY), (&counts, Type::INT8_ARRAY), (&visited_at.0, Type::INT8)];
+    let (insert, take) = (rows.params(), visits.params());
     let mut queries: Vec<Query<'_>> = Vec::new();
     if !links.is_empty() {
         queries.push((INSERT, &insert));
     }
-    if !wanted.is_empty() {
-        queries.push((TAKE_VISITS, &visits));
+    if !visits.ids.is_empty() {
+        queries.push((TAKE_VISITS, &take));
     }
     let written = inner.write(&queries).await;
     if let Err(failed) = &written
@@ -296,39 +329,33 @@ async fn write_group(inner: &Inner, group: Vec<Write>) {
         }
         return;
     }
-    let (made, mut granted) = outcome(inner, written, &links, !wanted.is_empty()).await;
+    let (made, taken) = outcome(inner, written, &links, !visits.ids.is_empty()).await;
     drop(queries);
     let made = made.map(Arc::new);
     for write in group {
         // Nobody listens when the request was given up meanwhile: what was written stands all the same.
         match write {
             Write::Insert { reply, .. } => drop(reply.send(made.as_ref().map(Arc::clone).map_err(Error::clone))),
-            Write::Visit { id, reply, .. } => {
-                let taken = granted.as_mut().map_err(|error| error.clone()).map(|granted| match granted.get_mut(&id) {
-                    Some(left) if *left > 0 => {
-                        *left -= 1;
-                        true
-                    }
-                    _ => false,
-                });
-                drop(reply.send(taken));
+            Write::Visits { ask, reply, .. } => {
+                let taken = taken.as_ref().map_err(Error::clone);
+                // Of a link that is gone nothing is left.
+                drop(reply.send(taken.map(|taken| taken.get(&ask.id).copied().unwrap_or(Taken::UsedUp))));
             }
         }
     }
 }
 
-/// The links that were made, and how many visits were granted to each link.
+/// The links that were made, and what was granted of each quota.
 async fn outcome(
     inner: &Inner,
     written: std::result::Result<Vec<Vec<Row>>, Failed>,
     links: &[(&NewLink, UnixMillis)],
     has_visits: bool,
-) -> (Result<HashSet<LinkId>>, Result<HashMap<LinkId, u64>>) {
+) -> (Result<HashSet<LinkId>>, Result<HashMap<LinkId, Taken>>) {
     match written {
         Ok(mut answers) => {
             let visits = if has_visits { answers.pop() } else { None };
-            let granted = |row: &Row| Ok((LinkId(number(row, 0)?), number(row, 1)?));
-            (link_ids(&answers.pop().unwrap_or_default()), visits.unwrap_or_default().iter().map(granted).collect())
+            (link_ids(&answers.pop().unwrap_or_default()), visits.unwrap_or_default().iter().map(taken).collect())
         }
         Err(failed) => {
             let found = match failed.is_unknown && !links.is_empty() {
@@ -340,8 +367,55 @@ async fn outcome(
     }
 }
 
+fn taken(row: &Row) -> Result<(LinkId, Taken)> {
+    let taken = match (number(row, 1)?, get(row, 3)?) {
+        (0_u32, true) => Taken::Held,
+        (0, false) => Taken::UsedUp,
+        (count, _) => Taken::Visits { count, leased: get(row, 2)? },
+    };
+    Ok((LinkId(number(row, 0)?), taken))
+}
+
 fn link_ids(rows: &[Row]) -> Result<HashSet<LinkId>> {
     rows.iter().map(|row| number(row, 0).map(LinkId)).collect()
+}
+
+/// What is asked of quotas, by columns: see [`TAKE_VISITS`].
+#[derive(Default)]
+struct Visits {
+    ids: Vec<i64>,
+    wanted: Vec<i64>,
+    leases: Vec<i64>,
+    settled_ids: Vec<i64>,
+    settled: Vec<i64>,
+    rests: Vec<i64>,
+    at: UnixMillis,
+}
+
+impl Visits {
+    fn add(&mut self, ask: &QuotaAsk, now: UnixMillis) {
+        self.ids.push(bigint(ask.id.0));
+        self.wanted.push(ask.wanted.into());
+        self.leases.push(bigint(ask.lease));
+        for settled in &ask.settled {
+            self.settled_ids.push(bigint(ask.id.0));
+            self.settled.push(bigint(settled.lease));
+            self.rests.push(settled.rest.into());
+        }
+        self.at = self.at.max(now);
+    }
+
+    fn params(&self) -> [Param<'_>; 7] {
+        [
+            (&self.ids, Type::INT8_ARRAY),
+            (&self.wanted, Type::INT8_ARRAY),
+            (&self.leases, Type::INT8_ARRAY),
+            (&self.settled_ids, Type::INT8_ARRAY),
+            (&self.settled, Type::INT8_ARRAY),
+            (&self.rests, Type::INT8_ARRAY),
+            (&self.at.0, Type::INT8),
+        ]
+    }
 }
 
 /// Links by columns: a row more costs its values, and no statement.

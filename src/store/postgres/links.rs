@@ -16,12 +16,14 @@ use crate::store::row::{
 };
 use crate::store::{Error, Result};
 
-/// One search of the index per key, whatever the planner knows of the table: a plan that was made while it was small
+/// Used up is a link of which nobody holds a lease either, dead holders included: that it becomes so is a change, of which
+/// the feed tells. One search of the index per key, whatever the planner knows of the table: a plan that was made while it was small
 /// would read all of it, until the next `ANALYZE`.
 const LOOK_UP: &str =
     "SELECT a.n, l.id, l.target_url, l.status, l.cache_control, l.forward_query, l.starts_at, l.expires_at,
     l.expired_url, l.disabled_at IS NOT NULL OR l.deleted_at IS NOT NULL OR coalesce(
-      l.max_visits <= coalesce((SELECT used FROM link_quotas WHERE link_id = l.id), 0), false),
+      l.max_visits <= coalesce((SELECT used FROM link_quotas WHERE link_id = l.id), 0)
+        AND NOT EXISTS (SELECT 1 FROM quota_leases WHERE link_id = l.id), false),
     l.max_visits IS NOT NULL
   FROM unnest($1::int4[], $2::text[]) WITH ORDINALITY AS a (domain_id, code, n)
   CROSS JOIN LATERAL (SELECT * FROM links WHERE domain_id = a.domain_id AND code = a.code LIMIT 1) AS l";

@@ -17,12 +17,20 @@ use crate::config;
 use crate::store::schema::{self, Applied, Migration};
 use crate::store::{Error, Result};
 
-pub const MIGRATIONS: [Migration; 2] = [
+pub const MIGRATIONS: [Migration; 3] = [
     Migration { number: 1, name: "links", sql: include_str!("../../../migrations/postgres/0001_links.sql") },
     Migration { number: 2, name: "visits", sql: include_str!("../../../migrations/postgres/0002_visits.sql") },
+    Migration { number: 3, name: "quotas", sql: include_str!("../../../migrations/postgres/0003_quotas.sql") },
 ];
 
-pub(super) const APPLIED: &str = "SELECT number::int8, checksum FROM schema_migrations ORDER BY number";
+/// Programs that know the migrations up to this one go on, and start, on a schema as this program leaves it: in a rolling
+/// upgrade both run. What a migration adds leaves this as it is; one that takes away what older programs use comes a
+/// version later than the program that does without, and raises this to the migrations which that one knows.
+const COMPATIBLE_FROM: u32 = 2;
+
+/// As JSON, since older programs have made the table without the last column.
+pub(super) const APPLIED: &str = "SELECT number::int8, checksum, (to_jsonb(m) ->> 'compatible_from')::int8
+  FROM schema_migrations m ORDER BY number";
 
 pub(super) const ENCODING: &str = "SELECT current_setting('server_encoding')";
 
@@ -76,13 +84,14 @@ pub async fn grants(settings: &config::Postgres, role: &str) -> Result<()> {
     .await
 }
 
-const TABLES: [&str; 22] = [
+const TABLES: [&str; 23] = [
     "settings",
     "domains",
     "links",
     "tags",
     "link_totals",
     "link_quotas",
+    "quota_leases",
     "feed",
     "link_changes",
     "ranges",
@@ -148,7 +157,8 @@ pub(super) fn not_ours(error: Error) -> Error {
 }
 
 pub(super) fn applied(row: &Row) -> Result<Applied> {
-    Ok(Applied { number: super::number(row, 0)?, checksum: get(row, 1)? })
+    let compatible_from = get::<Option<i64>>(row, 2)?.and_then(|number| number.try_into().ok());
+    Ok(Applied { number: super::number(row, 0)?, checksum: get(row, 1)?, compatible_from })
 }
 
 /// False if somebody else has applied it meanwhile. A lock that others hold is tried again: to wait in the queue of a
@@ -200,7 +210,9 @@ async fn attempt(client: &Client, migration: &Migration) -> std::result::Result<
     if !is_applied {
         client.batch_execute(sql).await?;
         let mark = format!(
-            "INSERT INTO schema_migrations (number, name, checksum) VALUES ({number}, '{name}', '{}')",
+            "ALTER TABLE schema_migrations ADD COLUMN IF NOT EXISTS compatible_from integer;
+             INSERT INTO schema_migrations (number, name, checksum, compatible_from)
+               VALUES ({number}, '{name}', '{}', {COMPATIBLE_FROM})",
             migration.checksum()
         );
         client.batch_execute(&mark).await?;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, Row, Transaction, TransactionBehavior};
 use tokio::sync::Semaphore;
 
 use super::explain;
@@ -114,7 +114,9 @@ fn applied(db: &Connection) -> rusqlite::Result<Vec<Applied>> {
         return Ok(Vec::new());
     }
     let mut statement = db.prepare("SELECT number, checksum FROM schema_migrations ORDER BY number")?;
-    let rows = statement.query_map([], |row| Ok(Applied { number: row.get(0)?, checksum: row.get(1)? }))?;
+    // One program has the file at a time: no older one has to go on beside it.
+    let row = |row: &Row<'_>| Ok(Applied { number: row.get(0)?, checksum: row.get(1)?, compatible_from: None });
+    let rows = statement.query_map([], row)?;
     rows.collect()
 }
 

@@ -8,7 +8,9 @@ use crate::domain::key::{Case, Code, DomainId, Key};
 use crate::domain::link::{Entry, Fields, Link, LinkId, Rules};
 use crate::domain::target::Target;
 use crate::domain::time::UnixMillis;
-use crate::store::row::{Change, ChangeRow, Filter, Found, Inserted, NewLink, OnConflict, Position, history};
+use crate::store::row::{
+    Change, ChangeRow, Filter, Found, Inserted, NewLink, OnConflict, Position, QuotaAsk, Taken, history,
+};
 
 const LOOK_UP: &str = "SELECT id, target_url, status, cache_control, forward_query, starts_at, expires_at, expired_url,
     disabled_at IS NOT NULL OR deleted_at IS NOT NULL
@@ -307,24 +309,33 @@ fn save(tx: &mut Writing<'_>, before: &Link, mut after: Link, what: &str, now: U
     Ok(after)
 }
 
-pub fn take_visit(tx: &mut Writing<'_>, key: Key, id: LinkId, now: UnixMillis) -> Result<bool> {
-    let used: Option<u64> = tx
+/// To those who wait: there is one process, and nothing is leased.
+pub fn take_visits(tx: &mut Writing<'_>, ask: &QuotaAsk, now: UnixMillis) -> Result<Taken> {
+    let left: Option<Option<i64>> = tx
         .db
         .prepare_cached(
-            "INSERT INTO link_quotas (link_id, used) SELECT id, 1 FROM links WHERE id = ?1 AND max_visits > 0
-             ON CONFLICT (link_id) DO UPDATE SET used = used + 1
-               WHERE used < (SELECT max_visits FROM links WHERE id = ?1)
-             RETURNING used",
+            "SELECT max_visits - coalesce((SELECT used FROM link_quotas WHERE link_id = id), 0) FROM links WHERE id = ?1",
         )?
-        .query_row([id.0], |row| row.get(0))
+        .query_row([ask.id.0], |row| row.get(0))
         .optional()?;
-    let Some(used) = used else { return Ok(false) };
-    let max: u64 =
-        tx.db.prepare_cached("SELECT max_visits FROM links WHERE id = ?1")?.query_row([id.0], |row| row.get(0))?;
-    if used == max {
-        // For the history: no cache keeps a link with a limit.
-        let version = tx.next_version();
-        record(tx.db, version, now, key, "used_up", None)?;
+    let count = match left {
+        // Its limit was taken away a moment ago.
+        Some(None) => return Ok(Taken::Visits { count: ask.waiting, leased: false }),
+        Some(Some(left)) => ask.waiting.min(u32::try_from(left.max(0)).unwrap_or(u32::MAX)),
+        None => 0,
+    };
+    if count == 0 {
+        return Ok(Taken::UsedUp);
     }
-    Ok(true)
+    tx.db
+        .prepare_cached(
+            "INSERT INTO link_quotas (link_id, used) VALUES (?1, ?2)
+             ON CONFLICT (link_id) DO UPDATE SET used = used + excluded.used",
+        )?
+        .execute(params![ask.id.0, count])?;
+    if left == Some(Some(count.into())) {
+        let version = tx.next_version();
+        record(tx.db, version, now, ask.key, "used_up", None)?;
+    }
+    Ok(Taken::Visits { count, leased: false })
 }

@@ -248,7 +248,8 @@ impl Copying {
 
     /// Copies once what is new in every ring; `last`: with a tally of each core.
     pub fn turn(&mut self, now: UnixMillis, last: bool) -> Turn {
-        if self.unwritten.is_empty() && self.log.has_room() {
+        let reads = self.unwritten.is_empty() && self.log.has_room();
+        if reads {
             self.unwritten.extend(self.copiers.iter_mut().filter_map(|copier| copier.read(now)));
         }
         let due = last || now.0.abs_diff(self.tallied_at.0) >= TALLY_MS;
@@ -262,7 +263,10 @@ impl Copying {
             return Turn::Failed(error);
         }
         self.copiers.iter_mut().for_each(Copier::take);
-        self.set_failing(false);
+        if reads {
+            // Not after what was left of a failed turn alone: the rings are as full as they were until they are read again.
+            self.set_failing(false);
+        }
         if due {
             self.tallied_at = now;
             self.tallies = self.copiers.iter().map(Copier::tally).collect();

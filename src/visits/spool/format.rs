@@ -104,6 +104,8 @@
 //! One line for each segment that was given up, synced before the segment goes:
 //! `{"segment", "reason": "spool_full", "sources": [{"epoch", "core", "from", "to", "before", "visits"}], "links": {"id": visits}}`;
 //! `before` counts the visits of all records before `from`. A segment that has a line here is not read, should it still be there.
+//! A file that has grown too long is written anew (`lost.new`, then renamed): lines of segments that stood side by side become
+//! one, that of the last of them, with the sums of all; where that is not short enough, without `links`.
 
 /// Of ring and log together.
 pub const VERSION: u32 = 1;

@@ -65,7 +65,7 @@ pub struct Unsynced {
 #[derive(Debug, Default)]
 struct Waiting {
     /// In the order of the log, with the first segment that each one was written to.
-    pieces: VecDeque<(u64, Piece)>,
+    pieces: VecDeque<(u64, Arc<Piece>)>,
     bytes: usize,
     segments: VecDeque<Segment>,
     /// Counts what was abandoned: a sync that began before says nothing about what is here now.
@@ -124,8 +124,8 @@ impl Unsynced {
             waiting.failed = Some(error.to_string());
             return synced;
         }
-        let durable = waiting.pieces.drain(..pieces).map(|(_, piece)| piece).collect::<Vec<_>>();
-        waiting.bytes -= durable.iter().map(Piece::bytes).sum::<usize>();
+        let durable = waiting.pieces.drain(..pieces).map(|(_, piece)| piece.bytes()).sum::<usize>();
+        waiting.bytes -= durable;
         let last = waiting.segments.back().map(|segment| segment.number);
         for segment in &mut waiting.segments {
             if let Some(synced) = segments.iter().find(|synced| synced.number == segment.number) {
@@ -137,7 +137,7 @@ impl Unsynced {
     }
 
     /// All that was not synced, to be written again. Nothing is synced until it was.
-    fn abandon(&self) -> VecDeque<(u64, Piece)> {
+    fn abandon(&self) -> VecDeque<(u64, Arc<Piece>)> {
         let mut waiting = self.lock();
         waiting.round += 1; // a sync that is under way says nothing any more
         waiting.failed.get_or_insert_default();
@@ -225,7 +225,7 @@ impl Log {
         let mut waiting = self.unsynced.lock();
         for piece in pieces.drain(..) {
             waiting.bytes += piece.bytes();
-            waiting.pieces.push_back((written.segment, piece));
+            waiting.pieces.push_back((written.segment, Arc::new(piece)));
         }
         if let Some(segment) = waiting.segments.back_mut() {
             segment.written += 1;

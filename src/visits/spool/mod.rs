@@ -62,16 +62,11 @@ pub struct Source {
     pub core: u16,
 }
 
-/// News of a core: its ring has records up to `to`, which is where to look. A hint, for nothing is lost without it.
+/// News of a core: how many records are new in its ring. A hint, for nothing is lost without it: back looks into every ring.
 /// Sent when 64 KiB are new or the oldest of it is 20 ms old, never for each visit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
-    pub core: u16,
-    /// Numbers of records: the first one that is new, and the next one that will be written.
-    pub from: u64,
-    pub to: u64,
-    /// Those of them that are visits of a link.
-    pub visits: u32,
+    pub records: u64,
 }
 
 /// What a start is told. All but `runtime_dir` and `cores` stand in [`crate::config::Spool`].
@@ -176,9 +171,6 @@ pub struct Figures {
     /// Of the log, and up to which it may grow now.
     pub bytes: u64,
     pub bytes_max: u64,
-    pub segments: u64,
-    /// What a loss of power would cost.
-    pub unsynced_bytes: u64,
     /// Since when the log cannot be written or synced.
     pub failing_since: Option<UnixMillis>,
     /// Visits that this process gave up because the log was full.
@@ -283,9 +275,8 @@ impl Spool {
 
     #[must_use]
     pub fn figures(&self) -> Figures {
-        let unsynced_bytes = self.shared.unsynced.bytes() as u64;
         let cores = self.shared.counts.iter().map(|counts| copy::tally(counts.source, counts.figures())).collect();
-        Figures { cores, unsynced_bytes, ..self.shared.lock().figures.clone() }
+        Figures { cores, ..self.shared.lock().figures.clone() }
     }
 
     /// Ends both threads, copies what is left in the rings, syncs, and removes the rings if the log has all that was in
@@ -388,7 +379,7 @@ impl Shared {
         loop {
             let turn_at = time::monotonic() + TURN;
             while let Ok(chunk) = chunks.recv_deadline(turn_at) {
-                if chunk.to.saturating_sub(chunk.from) >= CHUNK_RECORDS {
+                if chunk.records >= CHUNK_RECORDS {
                     break;
                 }
             }
@@ -480,6 +471,7 @@ impl Shared {
         retain::cap(self.settings.bytes_max, retain::free_bytes(&self.settings.dir), bytes)
     }
 
+    /// Lets go what may go. What cannot be removed does not keep the rest; the first error comes back.
     fn retain(&self, now: UnixMillis) -> io::Result<()> {
         let dir = &self.settings.dir;
         let bytes_max = self.bytes_max();
@@ -495,7 +487,6 @@ impl Shared {
                 segment.stored_at = Some(*state.stored_at.entry(segment.number).or_insert(since));
             }
             state.figures.bytes = segments.iter().map(|segment| segment.bytes).sum();
-            state.figures.segments = segments.len() as u64;
             state.figures.bytes_max = bytes_max;
             Limits {
                 keep_ms: i64::try_from(self.settings.keep.as_millis()).unwrap_or(i64::MAX),
@@ -506,29 +497,38 @@ impl Shared {
                 claimed,
             }
         };
+        let mut outcome = Ok(());
         for goes in retain::decide(&segments, &limits, now) {
-            match goes {
-                Goes::Stored(number) => {
-                    self.disk.remove(&dir.join(segment::name(number)))?;
-                    self.lock().stored_at.remove(&number);
-                }
-                Goes::GivenUp(number) if self.live.leave(number) => {
-                    let line = retain::give_up(dir, number, &*self.disk);
-                    self.live.left();
-                    let visits = line?.sources.iter().map(|range| range.visits).sum::<u64>();
-                    self.lock().figures.given_up += visits;
-                    // Where there is room for it again.
-                    let _ = retain::reserve_line(dir);
-                    tracing::warn!(
-                        segment = number,
-                        visits,
-                        bytes_max,
-                        "the log of visits is full: its oldest segment that was never sent is given up"
-                    );
-                }
-                Goes::GivenUp(_) => {}
-            }
+            let gone = match goes {
+                Goes::Stored(number) => self.remove_stored(number),
+                Goes::GivenUp(number) if self.live.leave(number) => self.give_up(number, bytes_max),
+                Goes::GivenUp(_) => Ok(()),
+            };
+            outcome = outcome.and(gone);
         }
+        outcome
+    }
+
+    fn remove_stored(&self, number: u64) -> io::Result<()> {
+        self.disk.remove(&self.settings.dir.join(segment::name(number)))?;
+        self.lock().stored_at.remove(&number);
+        Ok(())
+    }
+
+    fn give_up(&self, number: u64, bytes_max: u64) -> io::Result<()> {
+        let dir = &self.settings.dir;
+        let line = retain::give_up(dir, number, &*self.disk);
+        self.live.left();
+        let visits = line?.sources.iter().map(|range| range.visits).sum::<u64>();
+        self.lock().figures.given_up += visits;
+        // Where there is room for it again.
+        let _ = retain::reserve_line(dir);
+        tracing::warn!(
+            segment = number,
+            visits,
+            bytes_max,
+            "the log of visits is full: its oldest segment that was never sent is given up"
+        );
         Ok(())
     }
 }

@@ -35,6 +35,9 @@ pub(super) fn recover(
         let _ = disk.remove(&dir.join(segment::name(*number)));
     }
     let there = at("cannot read", dir, read::segments(dir))?;
+    if let Err(error) = lost::shorten(dir, &there, &**disk) {
+        tracing::warn!(dir = %dir.display(), %error, "lost.ndjson could not be shortened");
+    }
     for number in &there {
         // What cannot be given back is counted all the same.
         let _ = retain::trim(&dir.join(segment::name(*number)));
@@ -69,12 +72,13 @@ pub(super) fn recover(
 }
 
 /// Appends to the log in `dir` what is left in rings beside it, for a replay: of a machine that is gone there are none.
-/// [`Error::InUse`] while a process uses the folder.
-pub fn recover_rings(dir: &Path, now: UnixMillis) -> Result<(), Error> {
-    let (_lock, spool) = folder::lock(dir)?;
+/// The folder's lock comes back, for as long as it is read. [`Error::InUse`] while a process uses the folder.
+pub fn recover_rings(dir: &Path, now: UnixMillis) -> Result<File, Error> {
+    let (lock, spool) = folder::lock(dir)?;
     let disk: Arc<dyn Disk> = Arc::new(disk::Kernel);
     let (left, _) = recover(dir, None, spool, &disk, now)?;
-    at("cannot write", dir, folder::write_rings(dir, &left, &*disk))
+    at("cannot write", dir, folder::write_rings(dir, &left, &*disk))?;
+    Ok(lock)
 }
 
 /// What became of a folder of rings.

@@ -15,8 +15,9 @@ use rustix::io::Errno;
 
 use super::disk::Disk;
 use super::format::{BLOCK_HEADER_BYTES, SEGMENT_HEADER_BYTES};
-use super::lost::{self, LOST_BYTES_MAX, Line, Range};
-use super::segment::{self, Body, Header};
+use super::lost::{self, Line, Range};
+use super::segment::{self, Block, Body, Header};
+use super::{Epoch, read};
 use crate::domain::time::UnixMillis;
 use crate::visits::Dropped;
 
@@ -143,15 +144,19 @@ pub fn give_up(dir: &Path, number: u64, disk: &dyn Disk) -> io::Result<Line> {
         disk.remove(&path)?;
         return Ok(Line { segment: number, sources: sources.clone(), ..Line::default() });
     }
-    let mut line = line_of(number, &fs::read(&path)?, |range| lost_to.get(&range.source()).copied().unwrap_or(0));
-    let name = dir.join(lost::NAME);
-    let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&name)?;
-    let mut text = written(&line)?;
-    if file.metadata()?.len() > LOST_BYTES_MAX || free_bytes(dir) < 2 * text.len() as u64 {
+    let bytes = fs::read(&path)?;
+    let repeated =
+        Header::decode(&bytes).map(|header| repeated(dir, number, header.epoch)).transpose()?.unwrap_or_default();
+    let lost_to = |range: &Range| lost_to.get(&range.source()).copied().unwrap_or(0);
+    let mut line = line_of(number, &bytes, lost_to, &repeated);
+    let mut text = line.encode()?;
+    let shortened = lost::shorten(dir, &read::segments(dir)?, disk);
+    if shortened.is_err() || free_bytes(dir) < 2 * text.len() as u64 {
         // The room that `reserve_line` keeps is enough for this.
         line.links.clear();
-        text = written(&line)?;
+        text = line.encode()?;
     }
+    let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join(lost::NAME))?;
     file.write_all(&text)?;
     disk.sync(&file)?;
     if before.is_empty() {
@@ -159,14 +164,6 @@ pub fn give_up(dir: &Path, number: u64, disk: &dyn Disk) -> io::Result<Line> {
     }
     disk.remove(&path)?;
     Ok(line)
-}
-
-/// A line of `lost.ndjson`; what was torn before ends with its beginning.
-fn written(line: &Line) -> io::Result<Vec<u8>> {
-    let mut text = b"\n".to_vec();
-    serde_json::to_writer(&mut text, line)?;
-    text.push(b'\n');
-    Ok(text)
 }
 
 /// Keeps room for a line without counts of links: on a disk that others have filled, nothing could be given up otherwise.
@@ -184,22 +181,52 @@ pub fn free_bytes(dir: &Path) -> u64 {
     rustix::fs::statvfs(dir).map_or(u64::MAX, |disk| disk.f_bavail * disk.f_frsize)
 }
 
-/// What a segment holds, by source and link; records before `lost_to` of their source are no part of it.
-fn line_of(number: u64, bytes: &[u8], lost_to: impl Fn(&Range) -> u64) -> Line {
+/// The blocks of a segment that can be read.
+fn blocks(number: u64, epoch: Epoch, bytes: &[u8]) -> impl Iterator<Item = Block<'_>> {
+    let mut offset = SEGMENT_HEADER_BYTES;
+    std::iter::from_fn(move || {
+        while offset + BLOCK_HEADER_BYTES <= bytes.len() {
+            let rest = &bytes[offset..];
+            let block = segment::claimed_len(rest).and_then(|len| rest.get(..len));
+            if let Some((bytes, block)) = block.and_then(|bytes| Some((bytes, segment::decode(bytes, epoch, number)?)))
+            {
+                offset += bytes.len();
+                return Some(block);
+            }
+            offset += 8;
+        }
+        None
+    })
+}
+
+/// From which record of each core on later segments have what was not synced of this one.
+fn repeated(dir: &Path, number: u64, epoch: Epoch) -> io::Result<HashMap<u16, u64>> {
+    let mut firsts = HashMap::new();
+    for later in read::segments(dir)?.range(number + 1..) {
+        let repeats = read::header(dir, *later).filter(|header| header.epoch == epoch).map(|header| header.repeats);
+        if !repeats.is_some_and(|first| (1..=number).contains(&first)) {
+            continue;
+        }
+        for block in blocks(*later, epoch, &fs::read(dir.join(segment::name(*later)))?) {
+            if matches!(block.body, Body::Records { .. }) {
+                let first = firsts.entry(block.core).or_insert(block.number);
+                *first = block.number.min(*first);
+            }
+        }
+    }
+    Ok(firsts)
+}
+
+/// What a segment holds, by source and link; records before `lost_to` of their source are no part of it, nor are blocks of
+/// a core from `repeated` on.
+fn line_of(number: u64, bytes: &[u8], lost_to: impl Fn(&Range) -> u64, repeated: &HashMap<u16, u64>) -> Line {
     let mut line = Line { segment: number, reason: Dropped::SpoolFull.name().into(), ..Line::default() };
     let Some(header) = Header::decode(bytes) else { return line };
-    let mut offset = SEGMENT_HEADER_BYTES;
-    while offset + BLOCK_HEADER_BYTES <= bytes.len() {
-        let rest = &bytes[offset..];
-        let block = segment::claimed_len(rest)
-            .and_then(|len| rest.get(..len))
-            .and_then(|bytes| Some((segment::decode(bytes, header.epoch, number)?, bytes.len())));
-        let Some((block, len)) = block else {
-            offset += 8;
-            continue;
-        };
-        offset += len;
+    for block in blocks(number, header.epoch, bytes) {
         let Body::Records { count, visits, records, .. } = block.body else { continue };
+        if repeated.get(&block.core).is_some_and(|first| block.number >= *first) {
+            continue;
+        }
         let mut all = Range {
             epoch: header.epoch.0,
             core: block.core,

@@ -20,7 +20,7 @@ use super::read::{Item, Next, Reader};
 use super::record::{self, Record, RequestId};
 use super::retain::{self, Goes, Limits, Segment};
 use super::ring::{self, About, RingWriter};
-use super::{Epoch, Error, Place, Settings, Source, Spool, folder, recovery};
+use super::{Epoch, Error, Place, Settings, Source, Spool, folder, lost, recovery};
 use crate::domain::time::UnixMillis;
 use crate::visits::Dropped;
 
@@ -173,6 +173,11 @@ impl Faulty {
             return Err(io::Error::other("injected"));
         }
         Ok(())
+    }
+
+    fn fail_next(&self) {
+        let mut known = self.0.lock().unwrap();
+        known.fails = known.operations..known.operations + 1;
     }
 
     fn ended(&self) -> bool {
@@ -500,10 +505,17 @@ fn a_folder_has_one_process() {
     let error = Spool::open(&place.settings(1), NOW, Epoch(2)).unwrap_err();
     assert!(matches!(&error, Error::InUse(dir) if *dir == place.settings(1).dir), "{error}");
     assert_eq!(super::summary(&place.settings(1).dir).unwrap().rings.len(), 1);
+    let dir = place.settings(1).dir;
+    assert!(matches!(recovery::recover_rings(&dir, NOW), Err(Error::InUse(_))));
     drop(cores);
     first.seal();
     drop(first);
     place.seal(3);
+    // Who replays it has it until the end.
+    let lock = recovery::recover_rings(&dir, NOW).unwrap();
+    assert!(matches!(Spool::open(&place.settings(1), NOW, Epoch(4)), Err(Error::InUse(_))));
+    drop(lock);
+    place.seal(5);
 }
 
 #[test]
@@ -674,4 +686,142 @@ fn what_a_killed_start_had_reserved_is_given_back() {
     assert!(before[0].bytes >= 1 << 20, "what is reserved counts: {before:?}");
     assert!(after[0].bytes < 64 << 10, "{after:?}");
     assert_eq!(fs::read(&path).unwrap(), [1; 100]);
+}
+
+/// Lines of 16 segments, each with what `link` says of its n-th link, of which there are 120,000.
+fn write_lost(dir: &Path, link: impl Fn(u64, u64) -> u64) {
+    let mut file = File::create(dir.join(lost::NAME)).unwrap();
+    for segment in 1..=16 {
+        let range = lost::Range {
+            epoch: 7,
+            core: 0,
+            from: 10 * segment,
+            to: 10 * segment + 10,
+            before: 8 * segment,
+            visits: 8,
+        };
+        let links = (0..120_000).map(|nth| (link(segment, nth), 1)).collect();
+        let line = lost::Line { segment, reason: "spool_full".to_owned(), sources: vec![range], links };
+        file.write_all(&line.encode().unwrap()).unwrap();
+    }
+    assert!(file.metadata().unwrap().len() > lost::LOST_BYTES_MAX);
+}
+
+#[test]
+fn a_long_list_of_what_was_lost_is_shortened() {
+    let check = |there: &[u64], link: fn(u64, u64) -> u64, lines: &[(u64, u64, u64)], counted: u64| {
+        let dir = tempfile::tempdir().unwrap();
+        write_lost(dir.path(), link);
+        lost::shorten(dir.path(), &there.iter().copied().collect(), &Kernel).unwrap();
+        let text = fs::read_to_string(dir.path().join(lost::NAME)).unwrap();
+        assert!((text.len() as u64) < lost::LOST_BYTES_MAX / 2);
+        let links = text.lines().filter_map(|line| serde_json::from_str::<lost::Line>(line).ok());
+        assert_eq!(links.flat_map(|line| line.links.into_values()).sum::<u64>(), counted, "{there:?}");
+        let all = lost::read(dir.path()).unwrap().into_iter().map(|(segment, ranges)| {
+            let [range] = ranges[..] else { panic!("{ranges:?}") };
+            assert_eq!((range.visits, range.before), ((range.to - range.from) / 10 * 8, range.from / 10 * 8));
+            (segment, range.from, range.to)
+        });
+        assert_eq!(all.collect::<Vec<_>>(), lines, "{there:?}");
+    };
+    let same = |_, nth| nth;
+    check(&[], same, &[(16, 10, 170)], 16 * 120_000);
+    // Of one that is there what was lost before it is told before it; one that should have gone keeps its line.
+    check(&[5, 40], same, &[(4, 10, 50), (5, 50, 60), (16, 60, 170)], 16 * 120_000);
+    check(&[], |segment, nth| segment * 1_000_000 + nth, &[(16, 10, 170)], 0);
+    // A short one stays as it is.
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(lost::NAME), "anything").unwrap();
+    lost::shorten(dir.path(), &BTreeSet::new(), &Kernel).unwrap();
+    assert_eq!(fs::read_to_string(dir.path().join(lost::NAME)).unwrap(), "anything");
+}
+
+/// A sync has failed, and a later segment has what was not synced: that is not lost with the first one.
+#[test]
+fn what_is_repeated_is_not_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Faulty::new(0..0, None);
+    let (mut cores, copiers) = rings(dir.path(), Epoch(7));
+    let (log, unsynced) = log(dir.path(), Arc::clone(&disk) as Arc<dyn Disk>, Epoch(7), 1);
+    let mut copying = Copying::new(log, copiers);
+    let mut chance = Chance(8);
+    let mut write = |cores: &mut Cores, copying: &mut Copying| {
+        cores.append(&mut chance);
+        assert!(matches!(copying.turn(NOW, false), Turn::Copied));
+        cores.written.len()
+    };
+    let synced = write(&mut cores, &mut copying);
+    unsynced.sync().unwrap();
+    write(&mut cores, &mut copying);
+    disk.fail_next();
+    unsynced.sync().unwrap_err();
+    write(&mut cores, &mut copying);
+    assert_eq!(super::read::header(dir.path(), 2).unwrap().repeats, 1);
+    let line = retain::give_up(dir.path(), 1, &*disk).unwrap();
+    let lost = line.sources.iter().map(|range| range.to - range.from).sum::<u64>();
+    assert_eq!(lost, synced as u64);
+    let had = read_all(&mut Reader::open(dir.path()).unwrap(), &cores.written);
+    assert_eq!(had.records.len(), cores.written.len() - synced);
+    assert!(had.gaps.iter().all(|(.., why)| *why == Dropped::SpoolFull), "{:?}", had.gaps);
+}
+
+/// Until it was read again, a ring is full of what the disk did not take.
+#[test]
+fn what_finds_no_room_behind_a_failure_is_lost_to_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Faulty::new(0..0, None);
+    let (mut cores, copiers) = rings(dir.path(), Epoch(7));
+    let counts = copiers.iter().map(Copier::counts).collect::<Vec<_>>();
+    let drops = || {
+        let figures = counts.iter().map(|counts| counts.figures());
+        figures.fold((0, 0), |(full, error), core| (full + core.ring_full, error + core.spool_error))
+    };
+    let (log, _unsynced) = log(dir.path(), Arc::clone(&disk) as Arc<dyn Disk>, Epoch(7), 1);
+    let mut copying = Copying::new(log, copiers);
+    let mut chance = Chance(8);
+    cores.append(&mut chance);
+    disk.0.lock().unwrap().fails = 0..usize::MAX;
+    assert!(matches!(copying.turn(NOW, false), Turn::Failed(_)));
+    let mut fill = || (0..2000).for_each(|_| cores.append(&mut chance));
+    fill();
+    let (_, failed) = drops();
+    disk.0.lock().unwrap().fails = 0..0;
+    assert!(matches!(copying.turn(NOW, false), Turn::Copied));
+    fill();
+    let (full, behind) = drops();
+    assert!(full == 0 && behind > failed && failed > 0, "{full} {failed} {behind}");
+    assert!(matches!(copying.turn(NOW, false), Turn::Copied));
+    fill();
+    assert!(drops().0 > 0 && drops().1 == behind, "{:?}", drops());
+}
+
+/// A disk that does not let one file go.
+#[derive(Debug)]
+struct Sticky(PathBuf);
+
+impl Disk for Sticky {
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        if path == self.0 { Err(io::Error::other("injected")) } else { Kernel.remove(path) }
+    }
+}
+
+#[test]
+fn what_cannot_be_removed_keeps_nothing_else() {
+    let place = Folders::new();
+    let dir = place.settings(1).dir;
+    fs::create_dir(&dir).unwrap();
+    let (cores, copying, _, _) = history(&dir, &Faulty::new(0..0, None), 1);
+    drop(copying);
+    let stuck = dir.join(super::segment::name(2));
+    let settings = Settings { keep: Duration::ZERO, ..place.settings(1) };
+    let (spool, _rings) = Spool::open_on(Arc::new(Sticky(stuck.clone())), &settings, NOW, Epoch(1)).unwrap();
+    let mut reader = spool.reader();
+    assert_eq!(read_all_but_holes(&mut reader), cores.written.len());
+    let stored = reader.place().segment;
+    assert!(stored > 4, "{stored}");
+    spool.stored(Place { segment: stored, offset: 0 });
+    let error = spool.shared.retain(UnixMillis(NOW.0 + 1)).unwrap_err();
+    assert_eq!(error.to_string(), "injected");
+    let left = super::read::segments(&dir).unwrap();
+    assert_eq!(left.range(..stored).collect::<Vec<_>>(), [&2]);
 }

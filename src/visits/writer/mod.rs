@@ -114,10 +114,9 @@ pub struct Replayed {
 }
 
 /// Stores what the spool in `dir` has, of a process that is gone, exactly once: rings that lie beside it are recovered first,
-/// and what the store has already is skipped. A spool that is in use at its beginning is an error; one that is opened later
-/// stores the same visits, each of them once.
+/// and what the store has already is skipped. A spool that is in use is an error, and whoever opens it meanwhile is told so.
 pub async fn replay(dir: &Path, settings: Settings, builder: Builder, sink: Sink) -> Result<Replayed, spool::Error> {
-    recover_rings(dir, time::now())?;
+    let _lock = recover_rings(dir, time::now())?;
     let reader =
         Reader::open(dir).map_err(|error| spool::Error::Io { what: "cannot read", path: dir.into(), error })?;
     let figures = Arc::new(Figures::default());

@@ -4,9 +4,14 @@
 //! clients saw.
 //! Never: tells an instance of a fault.
 
+mod balancers;
+mod chaos;
+mod coming;
+mod edits;
 mod failover;
 mod network;
 mod outage;
+mod versions;
 
 use std::path::{Path, PathBuf};
 
@@ -102,6 +107,12 @@ impl Fleet {
     /// Waits until nothing is pending at any instance that runs, and compares all that there is.
     #[track_caller]
     pub(crate) fn judge(&self, ledger: &Path) -> Judged {
+        self.judge_all(&[ledger]).remove(0)
+    }
+
+    /// The same for loads that came at the same time.
+    #[track_caller]
+    pub(crate) fn judge_all(&self, ledgers: &[impl AsRef<Path>]) -> Vec<Judged> {
         let account = Account::settled(&self.servers());
         let command = |arguments: &[&str]| {
             let mut command = self.deployment.command(arguments);
@@ -109,7 +120,10 @@ impl Fleet {
             command
         };
         let sums = Sums::of(|sql| self.deployment.database.sql(sql).parse().unwrap());
-        Judged::judge(&self.deployment.path(""), ledger, command, account, sums)
+        let judge = |ledger: &_| {
+            Judged::judge(&self.deployment.path(""), AsRef::as_ref(ledger), command, account.clone(), sums)
+        };
+        ledgers.iter().map(judge).collect()
     }
 }
 

@@ -5,6 +5,7 @@
 //! Never: restarts an instance to end an outage; one is restarted in the middle of it.
 //! At the limit: times are those of the claims themselves; the figures are printed.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use waypost::domain::time;
 
 use super::Fleet;
 use crate::campaign::{Load, OURS};
-use crate::servers::deployment::Way;
+use crate::servers::deployment::{WAYPOST, Way};
 use crate::servers::postgres::{Postgres, ROLE};
 use crate::servers::redis::Redis;
 use crate::support::{Answer, Client, LIMIT, Server, eventually, throughout};
@@ -109,7 +110,7 @@ fn both_stores_gone() {
     (0..WARM).for_each(|number| fleet.server(0).custom(&warm(number), &format!("{TARGET}{}", warm(number))));
     // What nobody has asked for is in no memory, nor in Redis.
     for code in (0..3).map(cold) {
-        fleet.deployment.cli(&["link", "add", &format!("{TARGET}{code}"), "--code", &code]);
+        fleet.deployment.cli(Path::new(WAYPOST), &["link", "add", &format!("{TARGET}{code}"), "--code", &code]);
     }
     for number in 0..3 {
         let mut client = fleet.server(number).connect();

@@ -5,7 +5,7 @@
 //! Never: shares a database with another test.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tempfile::TempDir;
@@ -23,9 +23,14 @@ pub(crate) enum Way {
     PooledAlone,
     /// To this cluster and to the one at this port, whichever takes writes.
     OfTwo(u16),
-    /// Through somebody at this address who leads to the one that takes writes.
-    Through(SocketAddr),
+    /// Through somebody at this port who leads to the one that takes writes.
+    Through(u16),
+    /// Through somebody of another network; its owner comes straight.
+    Elsewhere(SocketAddr),
 }
+
+/// The program that is tested.
+pub(crate) const WAYPOST: &str = env!("CARGO_BIN_EXE_waypost");
 
 #[derive(Debug)]
 pub(crate) struct Deployment {
@@ -41,6 +46,11 @@ impl Deployment {
     }
 
     pub(crate) fn on(postgres: &Postgres, way: Way, config: &str) -> Self {
+        Self::made_by(Path::new(WAYPOST), postgres, way, config)
+    }
+
+    /// The same by another version of the program.
+    pub(crate) fn made_by(program: &Path, postgres: &Postgres, way: Way, config: &str) -> Self {
         let (folder, database) = (tempfile::tempdir().unwrap(), postgres.database());
         let (url, pooled) = (database.url(), || database.pooled_url());
         let section = match way {
@@ -48,16 +58,17 @@ impl Deployment {
             Way::Pooled => format!("url = \"{}\"\ndirect_url = \"{url}\"\nstatements = \"unnamed\"", pooled()),
             Way::PooledAlone => format!("url = \"{}\"\nstatements = \"unnamed\"", pooled()),
             Way::OfTwo(port) => format!("url = \"{}\"", database.url_of_two(port)),
-            Way::Through(address) => format!("url = \"{}\"", database.url_through(address)),
+            Way::Through(port) => format!("url = \"{}\"", database.url_at(port)),
+            Way::Elsewhere(address) => format!("url = \"{}\"", database.url_through(address)),
         };
+        let owner_url = if let Way::Through(port) = way { database.owner_url_at(port) } else { database.owner_url() };
         // What is asked is right answers, also of a machine that does other things.
-        let store =
-            format!("[postgres]\n{section}\nlookup_timeout = \"2s\"\nmigrate_url = \"{}\"\n", database.owner_url());
+        let store = format!("[postgres]\n{section}\nlookup_timeout = \"2s\"\nmigrate_url = \"{owner_url}\"\n");
         std::fs::write(folder.path().join("store.toml"), &store).unwrap();
         let this = Self { folder, rings: rings(), database };
         this.configure(&store, config);
-        this.cli(&["migrate", "--grants", ROLE]);
-        let key = this.cli(&["key", "create", "--scope", "admin"]);
+        this.cli(program, &["migrate", "--grants", ROLE]);
+        let key = this.cli(program, &["key", "create", "--scope", "admin"]);
         std::fs::write(this.path("admin.key"), key).unwrap();
         this
     }
@@ -83,7 +94,11 @@ impl Deployment {
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
+        self.command_of(Path::new(WAYPOST), arguments)
+    }
+
+    pub(crate) fn command_of(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         clean(&mut command);
         command.env("WAYPOST_SPOOL__RING", self.rings.path());
         command.args(arguments).args(["--config", "waypost.toml"]).current_dir(self.folder.path());
@@ -92,8 +107,8 @@ impl Deployment {
 
     /// The stdout of a command, which must not fail.
     #[track_caller]
-    pub(crate) fn cli(&self, arguments: &[&str]) -> Vec<u8> {
-        let Output { status, stdout, stderr } = self.command(arguments).output().unwrap();
+    pub(crate) fn cli(&self, program: &Path, arguments: &[&str]) -> Vec<u8> {
+        let Output { status, stdout, stderr } = self.command_of(program, arguments).output().unwrap();
         assert!(status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&stderr));
         stdout
     }
@@ -104,19 +119,25 @@ impl Deployment {
     }
 
     pub(crate) fn instance_at(&self, name: &str, port: u16) -> Server {
-        self.instance_in(name, &format!("127.0.0.1:{port}"), |command| command)
+        let (command, data) = self.serve(Path::new(WAYPOST), name, port);
+        Server::spawn(command, &data)
     }
 
-    /// One whose command is carried out in some other way.
-    pub(crate) fn instance_in(&self, name: &str, listen: &str, way: impl FnOnce(Command) -> Command) -> Server {
+    /// What starts an instance by a version of the program, and its data folder.
+    pub(crate) fn serve(&self, program: &Path, name: &str, port: u16) -> (Command, PathBuf) {
+        self.serve_at(program, name, &format!("127.0.0.1:{port}"))
+    }
+
+    /// The same of one that listens elsewhere.
+    pub(crate) fn serve_at(&self, program: &Path, name: &str, listen: &str) -> (Command, PathBuf) {
         let data = self.path(name);
         if !data.exists() {
             std::fs::create_dir(&data).unwrap();
             std::fs::copy(self.path("admin.key"), data.join("admin.key")).unwrap();
         }
-        let mut command = self.command(&["serve", "--listen", listen]);
+        let mut command = self.command_of(program, &["serve", "--listen", listen]);
         command.arg("--data").arg(&data);
-        Server::spawn(way(command), &data)
+        (command, data)
     }
 
     /// The store, from this process.

@@ -1,4 +1,4 @@
-//! Real servers for the tests: Postgres, PgBouncer, Redis, and a network between them that can be broken.
+//! Real servers for the tests: Postgres, PgBouncer, Redis, HAProxy, nginx, and a network between them that can be broken.
 //!
 //! In: the programs that `script/setup` installs. Out: private servers on 127.0.0.1, each at a port and in a folder of
 //! its own, which a test may freeze, kill and start again.
@@ -20,6 +20,8 @@ use tempfile::TempDir;
 use crate::support::eventually;
 
 pub(crate) mod deployment;
+pub(crate) mod haproxy;
+pub(crate) mod nginx;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod redis;
@@ -180,6 +182,17 @@ fn becomes_ready(process: &Process, ready: impl Fn() -> bool) -> bool {
         is_ready || process.has_ended() || waypost::domain::time::monotonic().duration_since(begun) > READY
     });
     is_ready && !process.has_ended()
+}
+
+/// A file of `deploy/` as it is, but for `changes`, each of which must meet something.
+pub(crate) fn shipped(name: &str, changes: &[(&str, &str)]) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name);
+    let mut text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    for (old, new) in changes {
+        assert!(text.contains(old), "{path:?} has no {old:?}");
+        text = text.replace(old, new);
+    }
+    text
 }
 
 /// What a server said.

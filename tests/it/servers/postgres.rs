@@ -272,7 +272,12 @@ impl Database {
 
     /// As the role that owns the database.
     pub(crate) fn owner_url(&self) -> String {
-        self.at.url(OWNER, self.at.port, &self.name)
+        self.owner_url_at(self.at.port)
+    }
+
+    /// The same at another port: a standby's or a proxy's.
+    pub(crate) fn owner_url_at(&self, port: u16) -> String {
+        self.at.url(OWNER, port, &self.name)
     }
 
     /// As the role that owns nothing, through PgBouncer in transaction mode.

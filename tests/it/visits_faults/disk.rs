@@ -1,11 +1,11 @@
-//! The disk under the log breaks: it is full, it fails at one call or at all, it is slow; and a log that may not grow.
+//! The disk under the log breaks: it is full, it is slow; and a log that may not grow. (`calls` has those that fail.)
 //!
 //! In: a small tmpfs, or strace at the thread that writes the log. Out: redirects go on; what is given up is counted to the
 //! visit, and nothing is given up that the rings could hold.
 //! Never: a fault of another disk than the log's.
 //! At the limit: who may not mount leaves the small disk out, and says so.
 
-use std::fmt::Write as _;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -76,11 +76,12 @@ fn a_full_disk() {
     stand.judge(&server, &ledger).lost_exactly(&["ring_full", "spool_error"], 1);
 }
 
-/// Redirects of one link in one connection, each of another agent of 500 bytes: a visit of them is ten of others.
-fn visit(server: &Server, count: u32) -> u64 {
+/// Redirects of one link in one connection, each by the agent of a number, of 500 bytes: a visit of a new one is ten of
+/// others.
+pub(super) fn visit(server: &Server, agents: Range<u32>) -> u64 {
     let mut client = server.connect();
     let text = "x".repeat(480);
-    for chunk in (0..count).collect::<Vec<_>>().chunks(64) {
+    for chunk in agents.clone().collect::<Vec<_>>().chunks(64) {
         let requests: Vec<u8> = chunk
             .iter()
             .flat_map(|number| {
@@ -90,7 +91,7 @@ fn visit(server: &Server, count: u32) -> u64 {
         client.send(requests);
         chunk.iter().for_each(|_| assert_eq!(client.answer().status, 307));
     }
-    u64::from(count)
+    agents.len() as u64
 }
 
 /// It leaves most of its disk to others, as by `spool.max_bytes`, and lets go of its oldest; also on a disk that is full
@@ -105,7 +106,7 @@ fn check_growth(mebibytes: u32, reasons: &[&str]) {
     stand.postgres().stop();
     let mut others = 0;
     eventually(3 * LIMIT, "old visits are given up", || {
-        others += visit(&server, 512);
+        others += visit(&server, 0..512);
         dropped(&server, "spool_full") > 0.0
     });
     stand.postgres().start();
@@ -123,71 +124,6 @@ fn a_log_that_may_not_grow() {
 #[test]
 fn a_log_that_cannot_grow() {
     check_growth(4, &["spool_error", "spool_full"]);
-}
-
-/// The folder of the log, its last segment and those that may come: what tampering is for. (A thread writes to others, too,
-/// when it wakes somebody or has something to say.)
-fn files(stand: &Stand) -> Vec<PathBuf> {
-    let spool = stand.place.data().join("spool");
-    let number = |entry: std::io::Result<std::fs::DirEntry>| {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        u64::from_str_radix(name.strip_suffix(".log")?, 16).ok()
-    };
-    let last = std::fs::read_dir(&spool).unwrap().filter_map(number).max().unwrap();
-    let segments = (last..last + 50).map(|number| spool.join(format!("{number:016x}.log")));
-    std::iter::once(spool.clone()).chain(segments).collect()
-}
-
-/// strace's tampering, once for each element, under load: nothing is lost, for a ring has room for all of it.
-fn check_calls(kept: Kept, faults: &[&[&str]]) {
-    if !trace::possible() {
-        return;
-    }
-    let stand = Stand::new(kept, "[spool]\nsegment = \"1MiB\"\n");
-    let server = stand.start();
-    let load = stand.load(300, 300);
-    let mut shown = String::new();
-    for fault in faults {
-        let spooled = || server.metric("waypost_visits_spooled_total", &[]);
-        let tracer = trace::tamper(&server, &trace::LOG, &files(&stand), fault);
-        let mut seen = false;
-        throughout(Duration::from_millis(800), || {
-            redirects(&server);
-            seen |= degraded(&server).contains(&"spool".to_owned());
-        });
-        drop(tracer);
-        let before = spooled();
-        eventually(LIMIT, "the log goes on", || spooled() > before);
-        let _ = write!(shown, "{fault:?}: {}; ", if seen { "degraded" } else { "passed over" });
-    }
-    assert!(shown.contains("degraded"), "no fault was noticed: {shown}");
-    let ledger = load.stop();
-    stand.judge(&server, &ledger).right();
-}
-
-/// One call fails; or all of them, until strace goes.
-const CALLS: [&[&str]; 10] = [
-    &["fdatasync:error=EIO:when=1"],
-    &["fdatasync:error=EIO:when=2"],
-    &["fdatasync:error=ENOSPC:when=1+"],
-    &["write:error=ENOSPC:when=1"],
-    &["write:error=EIO:when=3"],
-    &["write:error=EIO:when=1+"],
-    // A new segment is needed, and cannot be made.
-    &["fdatasync:error=EIO:when=1", "openat:error=ENOSPC:when=1"],
-    &["fdatasync:error=EIO:when=1", "openat:error=EIO:when=1+"],
-    &["fdatasync:error=EIO:when=1", "fallocate:error=ENOSPC:when=1"],
-    &["fdatasync:error=EIO:when=1", "fsync:error=EIO:when=1"],
-];
-
-#[test]
-fn calls_that_fail_over_the_embedded_store() {
-    check_calls(Kept::Embedded, &CALLS);
-}
-
-#[test]
-fn calls_that_fail_over_postgres() {
-    check_calls(Kept::Postgres, &CALLS);
 }
 
 /// Rings are allocated before anybody is served, for what is missing later is a SIGBUS.

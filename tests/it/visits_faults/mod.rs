@@ -18,6 +18,7 @@ use crate::servers::proxy::Proxy;
 use crate::support::Server;
 use crate::warm::Place;
 
+mod calls;
 mod clock;
 mod disk;
 mod folders;

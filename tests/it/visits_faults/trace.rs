@@ -6,22 +6,36 @@
 //! At the limit: a machine on which strace may trace nobody leaves these tests out, and says so.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
+
+use tempfile::NamedTempFile;
 
 use crate::support::Server;
 use crate::visits_faults::left_out;
 
 /// A strace at work; it lets go when it is dropped.
 #[derive(Debug)]
-pub(super) struct Tracer(Child);
+pub(super) struct Tracer {
+    child: Child,
+    /// A line for each call, as it was made.
+    calls: NamedTempFile,
+}
+
+impl Tracer {
+    /// Calls that were tampered with so far.
+    pub(super) fn injected(&self) -> usize {
+        let calls = std::fs::read_to_string(self.calls.path()).unwrap();
+        calls.lines().filter(|line| line.contains("(INJECTED)")).count()
+    }
+}
 
 impl Drop for Tracer {
     fn drop(&mut self) {
         // What it traces goes on.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -42,8 +56,7 @@ pub(super) fn possible() -> bool {
 /// The threads whose name begins with this.
 fn threads(pid: u32, name: &str) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let is =
-        |task: &std::path::Path| std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.starts_with(name));
+    let is = |task: &Path| std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.starts_with(name));
     let found = tasks.map(|task| task.unwrap().path()).filter(|task| is(task));
     found.map(|task| task.file_name().unwrap().to_str().unwrap().to_owned()).collect()
 }
@@ -60,7 +73,8 @@ pub(super) fn tamper(server: &Server, names: &[&str], files: &[PathBuf], tamperi
     let threads: Vec<String> = names.iter().flat_map(|name| threads(server.pid(), name)).collect();
     assert!(threads.len() >= names.len(), "there are no threads {names:?}");
     let mut command = Command::new("strace");
-    command.args(arguments(tampering)).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let calls = NamedTempFile::new().unwrap();
+    command.args(arguments(calls.path(), tampering)).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     for file in files {
         command.arg("-P").arg(file);
     }
@@ -76,7 +90,7 @@ pub(super) fn tamper(server: &Server, names: &[&str], files: &[PathBuf], tamperi
     }
     // Nothing that it says later may stop it.
     std::thread::spawn(move || said.for_each(drop));
-    Tracer(child)
+    Tracer { child, calls }
 }
 
 /// A server to which `tampering` happens from its start, in all of its threads. It is our child, strace is not.
@@ -85,7 +99,7 @@ pub(super) fn tampered(serve: &Command, tampering: &[&str]) -> Command {
     // Only the calls in question stop a thread.
     command
         .args(["-D", "-f", "--seccomp-bpf"])
-        .args(arguments(tampering))
+        .args(arguments(Path::new("/dev/null"), tampering))
         .arg(serve.get_program())
         .args(serve.get_args());
     for (name, value) in serve.get_envs() {
@@ -98,9 +112,10 @@ pub(super) fn tampered(serve: &Command, tampering: &[&str]) -> Command {
     command
 }
 
-fn arguments(tampering: &[&str]) -> Vec<String> {
+/// `out` gets a line for each call.
+fn arguments(out: &Path, tampering: &[&str]) -> Vec<String> {
     let calls: Vec<&str> = tampering.iter().map(|one| one.split(':').next().unwrap()).collect();
-    let mut arguments = vec!["-o".to_owned(), "/dev/null".to_owned()];
+    let mut arguments = vec!["-o".to_owned(), out.to_str().unwrap().to_owned()];
     arguments.extend(["-e".to_owned(), format!("trace={}", calls.join(","))]);
     tampering.iter().for_each(|one| arguments.extend(["-e".to_owned(), format!("inject={one}")]));
     arguments

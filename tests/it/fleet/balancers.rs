@@ -1,0 +1,721 @@
+//! HAProxy and nginx, by the files that people deploy, in front of three instances: what happens to an instance, and what a
+//! visitor makes up, is nobody else's trouble.
+//!
+//! In: `deploy/haproxy/`, `deploy/nginx/`; `WAYPOST_ROUNDS`, how often each thing happens to each instance (once), for
+//! figures. Out: requests that failed, and when they were sent; what the judge says.
+//! Never: an instance that is told of its balancer's view, or the other way round, but by what they say over HTTP.
+//! At the limit: what is in flight in the last [`CALM`] of a load counts neither as answered nor as failed.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use waypost::domain::target::Target;
+use waypost::domain::time;
+use waypost::store::row::{Change, Patch};
+
+use super::Fleet;
+use crate::servers::deployment::{Deployment, Way};
+use crate::servers::haproxy::{Haproxy, NAMES, SETS};
+use crate::servers::nginx::Nginx;
+use crate::servers::postgres::Postgres;
+use crate::servers::proxy::{Mode, Proxy};
+use crate::servers::{port, shipped};
+use crate::support::{Answer, Client, Direct, LIMIT, Server, Setup, eventually, key, metric, request, throughout};
+
+/// Requests a second.
+const RATE: u32 = if cfg!(debug_assertions) { 300 } else { 2000 };
+/// The longest that a load lasts: it is stopped when the test has seen enough.
+const LOAD_SECONDS: u32 = 600;
+/// How long the load goes on after the last fault.
+const CALM: Duration = Duration::from_secs(1);
+/// In the networks that a balancer believes and lets use the API, as [`Haproxy::start`] has it; and not.
+const INSIDE: &str = "127.0.0.9";
+const OUTSIDE: &str = "127.200.0.1";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Haproxy,
+    Nginx,
+}
+
+impl Kind {
+    /// The file of `deploy/` for the instances behind it.
+    fn instance_file(self) -> &'static str {
+        match self {
+            Self::Haproxy => "haproxy/waypost.toml",
+            Self::Nginx => "nginx/waypost.toml",
+        }
+    }
+
+    /// The section that tells how an instance behind it stops, as that file has it.
+    fn shutdown(self) -> String {
+        let file = shipped(self.instance_file(), &[]);
+        file[file.find("[shutdown]").expect("the file says how an instance stops")..].to_owned()
+    }
+}
+
+enum Balancer {
+    Haproxy(Haproxy),
+    Nginx(Nginx),
+}
+
+impl Balancer {
+    fn start(kind: Kind, servers: [SocketAddr; 3], changes: &[(&str, &str)]) -> Self {
+        match kind {
+            Kind::Haproxy => Self::Haproxy(Haproxy::changed(servers, changes)),
+            Kind::Nginx => Self::Nginx(Nginx::changed(servers, changes)),
+        }
+    }
+
+    fn before(kind: Kind, fleet: &Fleet) -> Self {
+        Self::start(kind, [0, 1, 2].map(|number| local(fleet.port(number))), &[])
+    }
+
+    fn address(&self) -> SocketAddr {
+        match self {
+            Self::Haproxy(haproxy) => haproxy.address(),
+            Self::Nginx(nginx) => nginx.address(),
+        }
+    }
+
+    fn log(&self) -> String {
+        match self {
+            Self::Haproxy(haproxy) => haproxy.log(),
+            Self::Nginx(nginx) => nginx.log(),
+        }
+    }
+
+    /// As a person does, by `deploy/README.md`; when it returns the instance is asked for nothing.
+    fn take_out(&self, number: usize) {
+        match self {
+            Self::Haproxy(haproxy) => {
+                haproxy.set_state(NAMES[number], "drain");
+                let is_idle = || SETS.iter().all(|set| haproxy.stat(set, NAMES[number], "scur") == "0");
+                eventually(LIMIT, "what was in flight is answered", is_idle);
+            }
+            Self::Nginx(nginx) => nginx.take_out(number),
+        }
+    }
+
+    fn reload(&self) {
+        match self {
+            Self::Haproxy(haproxy) => haproxy.reload(&[]),
+            Self::Nginx(nginx) => nginx.reload(&[]),
+        }
+    }
+
+    fn put_back(&self, number: usize) {
+        match self {
+            Self::Haproxy(haproxy) => haproxy.set_state(NAMES[number], "ready"),
+            Self::Nginx(_) => self.reload(),
+        }
+    }
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn rounds() -> usize {
+    std::env::var("WAYPOST_ROUNDS").map_or(1, |text| text.parse().expect("a number"))
+}
+
+/// The instance gets requests, which it did not have when it was started.
+fn is_asked_again(server: &Server) -> bool {
+    redirects(server) > 0.0
+}
+
+fn redirects(server: &Server) -> f64 {
+    metric(&server.get("/metrics").text(), "waypost_redirects_total", &[])
+}
+
+/// A request that was not answered as it should be.
+#[derive(Debug)]
+struct Failed {
+    /// In nanoseconds since 1970.
+    sent_ns: i64,
+    #[expect(dead_code, reason = "for people")]
+    why: String,
+}
+
+/// What the ledger of a load that was stopped says.
+#[derive(Debug)]
+struct Seen {
+    requests: usize,
+    failed: Vec<Failed>,
+}
+
+impl Seen {
+    fn of(ledger: &Path) -> Self {
+        let text = std::fs::read_to_string(ledger).unwrap();
+        let mut lines = text.lines().map(|line| line.split('\t').collect::<Vec<_>>());
+        let begun_ns: i64 = lines.next().unwrap()[5].parse().unwrap();
+        let (mut sent, mut answers, mut last_ns) = (HashMap::new(), HashMap::new(), 0);
+        for fields in lines {
+            let at_ns: i64 = fields[2].parse().unwrap();
+            last_ns = last_ns.max(at_ns);
+            match fields[0] {
+                "S" => drop(sent.insert(fields[1], (at_ns, fields[3]))),
+                "R" => drop(answers.insert(fields[1], (fields[3], fields[4]))),
+                _ => {}
+            }
+        }
+        let calm_ns = last_ns - i64::try_from(CALM.as_nanos()).unwrap();
+        let failed = sent.iter().filter_map(|(id, (at_ns, class))| {
+            let why = match answers.get(id) {
+                Some(("404", _)) if *class == "typo" => return None,
+                Some(("201", _)) if *class == "create" => return None,
+                Some(("200", _)) if *class == "stats" => return None,
+                Some(("301" | "302" | "303" | "307" | "308", "1")) => return None,
+                None if *at_ns > calm_ns => return None,
+                Some((status, _)) => format!("{class}: {status}"),
+                None => format!("{class}: no answer"),
+            };
+            Some(Failed { sent_ns: begun_ns + at_ns, why })
+        });
+        Self { failed: failed.collect(), requests: sent.len() }
+    }
+
+    #[track_caller]
+    fn is_shown(&self, what: &str) {
+        #[expect(clippy::print_stdout, reason = "the figure is what the test is about")]
+        {
+            println!("{what}: {} of {} requests failed", self.failed.len(), self.requests);
+        }
+        assert!(self.requests > 200, "{what}: a load that asks nothing sees nothing");
+    }
+
+    #[track_caller]
+    fn none_failed(&self, what: &str, balancer: &Balancer) {
+        self.is_shown(what);
+        assert!(self.failed.is_empty(), "{what}: {:#?}\n{}", self.failed, balancer.log());
+    }
+
+    /// Nothing failed that was sent at another time.
+    #[track_caller]
+    fn failed_between(&self, what: &str, begin_ns: i64, end_ns: i64) {
+        let wrong: Vec<_> =
+            self.failed.iter().filter(|failed| !(begin_ns..=end_ns).contains(&failed.sent_ns)).collect();
+        assert!(wrong.is_empty(), "{what}: sent not between {begin_ns} and {end_ns}: {wrong:#?}");
+    }
+}
+
+fn now_ns() -> i64 {
+    // To the next millisecond.
+    (time::now().0 + 1) * 1_000_000
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hand {
+    /// `systemctl restart`: the instance says at /readyz that it ends, or closes its listener.
+    Instance,
+    /// A person takes it out of the balancer first.
+    Person,
+}
+
+/// The bar: no request fails, each visit is stored once.
+fn rolling_restart(kind: Kind, hand: Hand) {
+    let mut fleet = Fleet::start(3, &kind.shutdown());
+    let balancer = Balancer::before(kind, &fleet);
+    let load = fleet.load(balancer.address().port(), RATE, LOAD_SECONDS);
+    balancer.reload();
+    for number in (0..3).cycle().take(3 * rounds()) {
+        if hand == Hand::Person {
+            balancer.take_out(number);
+        }
+        fleet.stop(number);
+        fleet.begin(number);
+        if hand == Hand::Person {
+            balancer.put_back(number);
+        }
+        eventually(LIMIT, "it gets requests again", || is_asked_again(fleet.server(number)));
+    }
+    throughout(2 * CALM, || {});
+    let ledger = load.stop();
+    Seen::of(&ledger).none_failed(&format!("rolling restart behind {kind:?}, by {hand:?}"), &balancer);
+    fleet.judge(&ledger).right();
+}
+
+#[test]
+fn a_rolling_restart_behind_haproxy() {
+    rolling_restart(Kind::Haproxy, Hand::Instance);
+}
+
+#[test]
+fn a_rolling_restart_behind_haproxy_by_hand() {
+    rolling_restart(Kind::Haproxy, Hand::Person);
+}
+
+#[test]
+fn a_rolling_restart_behind_nginx() {
+    rolling_restart(Kind::Nginx, Hand::Instance);
+}
+
+#[test]
+fn a_rolling_restart_behind_nginx_by_hand() {
+    rolling_restart(Kind::Nginx, Hand::Person);
+}
+
+/// The bar: at most the requests in flight on it fail. So none that was sent when it was gone.
+fn killed(kind: Kind) {
+    let mut fleet = Fleet::start(3, &kind.shutdown());
+    let balancer = Balancer::before(kind, &fleet);
+    let load = fleet.load(balancer.address().port(), RATE, LOAD_SECONDS);
+    let mut kills = Vec::new();
+    for number in (0..3).cycle().take(rounds()) {
+        let asked = redirects(fleet.server(number));
+        eventually(LIMIT, "it is under load", || redirects(fleet.server(number)) > asked + 20.0);
+        let connections = fleet.server(number).metric("waypost_connections", &[]);
+        let begun_ns = now_ns();
+        fleet.kill(number);
+        kills.push((begun_ns, now_ns(), connections));
+        // The others alone for as long as checks and time-outs take.
+        throughout(Duration::from_secs(3), || {});
+        fleet.begin(number);
+        eventually(LIMIT, "it gets requests again", || is_asked_again(fleet.server(number)));
+    }
+    throughout(2 * CALM, || {});
+    let ledger = load.stop();
+    let seen = Seen::of(&ledger);
+    seen.is_shown(&format!("{} kills behind {kind:?}", kills.len()));
+    for failed in &seen.failed {
+        // A request takes less than a second to fail, if its instance ends.
+        let in_flight = |(begun_ns, ended_ns, _): &(i64, i64, f64)| {
+            (begun_ns - 1_000_000_000..=*ended_ns).contains(&failed.sent_ns)
+        };
+        assert!(kills.iter().any(in_flight), "sent while no instance was ending: {failed:#?} {kills:?}");
+    }
+    let connections: f64 = kills.iter().map(|(.., connections)| connections).sum();
+    assert!(seen.failed.len() as f64 <= connections, "more than its {connections} connections: {seen:#?}");
+    fleet.judge(&ledger).right();
+}
+
+#[test]
+fn an_instance_killed_behind_haproxy() {
+    killed(Kind::Haproxy);
+}
+
+#[test]
+fn an_instance_killed_behind_nginx() {
+    killed(Kind::Nginx);
+}
+
+fn edit(target: &str) -> Change {
+    let target = Some((target.to_owned(), Target::new(target).unwrap()));
+    Change::Edit(Box::new(Patch { target, ..Patch::default() }))
+}
+
+/// An instance that hangs fails what it was given, which is little, and nothing when it is out; what changed meanwhile is
+/// known to it when it goes on.
+fn frozen(kind: Kind) {
+    let fleet = Fleet::start(3, &kind.shutdown());
+    let balancer = Balancer::before(kind, &fleet);
+    let (store, edited) = (fleet.deployment.store(), "/edited");
+    store.add("edited", "https://example.com/old", |_| {});
+    fleet.servers().iter().for_each(|server| assert_eq!(server.get(edited).status, 307));
+    let load = fleet.load(balancer.address().port(), RATE, LOAD_SECONDS);
+    let begun_ns = now_ns() - 1_000_000_000;
+    let before = load.sent();
+    fleet.server(0).signal(Signal::STOP);
+    if let Balancer::Haproxy(haproxy) = &balancer {
+        eventually(LIMIT, "its checks fail", || SETS.iter().all(|set| !haproxy.is_up(set, NAMES[0])));
+    }
+    let out_ns = now_ns();
+    store.change("edited", edit("https://example.com/new"));
+    throughout(Duration::from_secs(4), || {});
+    fleet.server(0).signal(Signal::CONT);
+    let (thawed_ns, meanwhile) = (now_ns(), load.sent() - before);
+    let location = |client: &mut Client| client.get(edited).location().unwrap().to_owned();
+    eventually(Duration::from_secs(1), "the thawed instance knows of the edit", || {
+        location(&mut fleet.server(0).connect()).ends_with("new")
+    });
+    if let Balancer::Haproxy(haproxy) = &balancer {
+        eventually(LIMIT, "its checks pass", || SETS.iter().all(|set| haproxy.is_up(set, NAMES[0])));
+    }
+    for _ in 0..30 {
+        assert!(location(&mut Client::connect(balancer.address())).ends_with("new"));
+    }
+    throughout(2 * CALM, || {});
+    let ledger = load.stop();
+    let seen = Seen::of(&ledger);
+    seen.is_shown(&format!("an instance frozen behind {kind:?}, of which {meanwhile} while it was"));
+    // nginx tries it again and again.
+    seen.failed_between("frozen", begun_ns, if kind == Kind::Haproxy { out_ns } else { thawed_ns });
+    // Its share would be a third.
+    assert!(seen.failed.len() as u64 * 6 < meanwhile, "{meanwhile} requests meanwhile: {seen:#?}");
+    fleet.judge(&ledger).right();
+}
+
+#[test]
+fn an_instance_frozen_behind_haproxy() {
+    frozen(Kind::Haproxy);
+}
+
+#[test]
+fn an_instance_frozen_behind_nginx() {
+    frozen(Kind::Nginx);
+}
+
+/// The server sets of HAProxy that send requests to some instance.
+fn used(balancer: &Balancer, number: usize) -> [bool; 2] {
+    match balancer {
+        Balancer::Haproxy(haproxy) => SETS.map(|set| haproxy.is_up(set, NAMES[number])),
+        Balancer::Nginx(_) => [false, true],
+    }
+}
+
+#[track_caller]
+fn expect_sets(balancer: &Balancer, numbers: &[usize], want: [bool; 2]) {
+    if matches!(balancer, Balancer::Haproxy(_)) {
+        let all = || numbers.iter().all(|number| used(balancer, *number) == want);
+        eventually(LIMIT, &format!("instances {numbers:?} with and without the store: {want:?}"), all);
+    }
+}
+
+/// All lose their database: all stay, with what they remember; the balancer makes up no answer.
+fn all_lose_the_store(kind: Kind) {
+    let mut postgres = Postgres::own();
+    let fleet = Fleet::on(&postgres, Way::Straight, 3, &kind.shutdown());
+    let balancer = Balancer::before(kind, &fleet);
+    fleet.server(0).custom("warm", "https://example.com/");
+    fleet.servers().iter().for_each(|server| assert_eq!(server.get("/warm").status, 307));
+    expect_sets(&balancer, &[0, 1, 2], [true, true]);
+    let get = |path: &str| Client::connect(balancer.address()).get(path);
+    // Unknown codes, which are what takes an instance out of nginx's rotation, and warm ones.
+    let asks = || {
+        let unknown = get("/unknown");
+        assert!(matches!(unknown.status, 404 | 503), "{unknown:?}");
+        assert!(unknown.status == 404 || unknown.header("retry-after").is_some(), "not waypost's: {unknown:?}");
+        (0..5).for_each(|_| assert_eq!(get("/warm").status, 307));
+        unknown.status
+    };
+    assert_eq!(asks(), 404);
+    postgres.stop();
+    eventually(LIMIT, "unknown codes cannot be looked up", || asks() == 503);
+    let begun = time::monotonic();
+    while time::monotonic().duration_since(begun) < Duration::from_secs(4) {
+        asks();
+    }
+    expect_sets(&balancer, &[0, 1, 2], [false, true]);
+    asks();
+    postgres.start();
+    eventually(2 * LIMIT, "unknown codes can be looked up", || asks() == 404);
+    expect_sets(&balancer, &[0, 1, 2], [true, true]);
+}
+
+#[test]
+fn all_lose_the_store_behind_haproxy() {
+    all_lose_the_store(Kind::Haproxy);
+}
+
+#[test]
+fn all_lose_the_store_behind_nginx() {
+    all_lose_the_store(Kind::Nginx);
+}
+
+/// One alone loses its way to the database: no visitor notices; it leaves the rotation, and comes back.
+fn one_loses_the_store(kind: Kind) {
+    let deployment = Deployment::new(Way::Straight, &format!("[breaker]\nrecovery = \"1s\"\n{}", kind.shutdown()));
+    let way = Proxy::start(local(Postgres::shared().port()));
+    let [one, two, three] = [(); 3].map(|()| port());
+    let others = [("two", two), ("three", three)].map(|(name, port)| deployment.instance_at(name, port));
+    let (file, url) = (deployment.path("waypost.toml"), deployment.database.url());
+    let config = std::fs::read_to_string(&file).unwrap();
+    let own = format!("url = \"{}\"", deployment.database.url_at(way.address().port()));
+    let changed = config.replace(&format!("\nurl = \"{url}\""), &format!("\n{own}"));
+    assert_ne!(changed, config);
+    std::fs::write(&file, changed).unwrap();
+    let alone = deployment.instance_at("one", one);
+    let balancer = Balancer::start(kind, [one, two, three].map(local), &[]);
+    expect_sets(&balancer, &[0, 1, 2], [true, true]);
+    let store = deployment.store();
+    // Links that nobody remembers.
+    let mut number = 0;
+    let mut cold = || {
+        number += 1;
+        store.add(&format!("cold{number}"), "https://example.com/", |_| {});
+        let answer = Client::connect(balancer.address()).get(&format!("/cold{number}"));
+        assert_eq!(answer.status, 307, "{answer:?}\n{}", balancer.log());
+    };
+    (0..10).for_each(|_| cold());
+    way.mode(Mode::Refuse);
+    way.cut();
+    let ready = || alone.get("/readyz?require=store").status;
+    let begun = time::monotonic();
+    while ready() != 503 || time::monotonic().duration_since(begun) < Duration::from_secs(3) {
+        cold();
+        assert!(time::monotonic().duration_since(begun) < LIMIT, "it does not notice");
+    }
+    expect_sets(&balancer, &[0], [false, true]);
+    expect_sets(&balancer, &[1, 2], [true, true]);
+    (0..10).for_each(|_| cold());
+    way.mode(Mode::Pass);
+    eventually(2 * LIMIT, "it has its store again", || ready() == 200);
+    let before = redirects(&alone);
+    expect_sets(&balancer, &[0], [true, true]);
+    eventually(LIMIT, "it gets requests again", || {
+        cold();
+        redirects(&alone) > before
+    });
+    others.iter().for_each(|server| assert_eq!(server.get("/readyz?require=store").status, 200));
+}
+
+#[test]
+fn one_loses_the_store_behind_haproxy() {
+    one_loses_the_store(Kind::Haproxy);
+}
+
+#[test]
+fn one_loses_the_store_behind_nginx() {
+    one_loses_the_store(Kind::Nginx);
+}
+
+/// How the visitor's address reaches an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Header,
+    ProxyProtocol,
+}
+
+/// An instance that is all three, of the file that is shipped for it, and the balancer in front of it.
+struct One {
+    setup: Setup,
+    server: Server,
+    balancer: Balancer,
+    visits: u64,
+}
+
+const HOST: &str = "go.example";
+
+impl One {
+    fn start(kind: Kind, by: By, changes: &[(&str, &str)]) -> Self {
+        let address = local(port());
+        let listen = format!("address = \"{address}\"");
+        let mut own =
+            vec![("address = \"10.0.0.11:8080\"", &*listen), ("[\"10.0.0.1\"]", "[\"127.0.0.1\", \"127.0.0.9\"]")];
+        let mut changes = changes.to_vec();
+        if by == By::ProxyProtocol {
+            own.push(("#proxy_protocol = true", "proxy_protocol = true"));
+            changes.push(("#default-server send-proxy-v2", "default-server send-proxy-v2"));
+        }
+        let more =
+            format!("[[domains]]\nhost = \"{HOST}\"\n[api]\nlisten = \"127.0.0.1:0\"\n[privacy]\naddress = \"full\"\n");
+        let setup = Setup::new(&format!("{}\n{more}", shipped(kind.instance_file(), &own)));
+        let store = setup.store();
+        let server = setup.start();
+        let domain = store.domain(HOST);
+        store.add_all(vec![(key(domain, "code"), Direct::fields("https://example.com/"))]);
+        let balancer = Balancer::start(kind, [address; 3], &changes);
+        Self { setup, server, balancer, visits: 0 }
+    }
+
+    fn metrics(&self) -> String {
+        Client::connect(self.server.listener("(API)")).get("/metrics").text()
+    }
+
+    /// A visit from `source` with these headers beside the host's.
+    fn visit(&self, source: &str, headers: &[(&str, &str)]) -> Answer {
+        let headers = [&[("Host", HOST)], headers].concat();
+        Client::connect_from(source, self.balancer.address()).ask("GET", "/code", &headers, b"")
+    }
+
+    /// The visits that were stored since this was asked last, when there are `count`.
+    fn stored(&mut self, count: u64) -> Vec<Value> {
+        self.visits += count;
+        let stored = || metric(&self.metrics(), "waypost_visits_stored_total", &[]);
+        eventually(LIMIT, &format!("{} visits are stored", self.visits), || stored() >= self.visits as f64);
+        let exported = self.setup.run(&["export", "--visits", "--format", "ndjson"]);
+        assert!(exported.status.success(), "{exported:?}");
+        let text = String::from_utf8(exported.stdout).unwrap();
+        let all: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(all.len() as u64, self.visits, "{all:#?}");
+        all[all.len() - usize::try_from(count).unwrap()..].to_vec()
+    }
+}
+
+/// Who visits, and under which id, is what the balancer says, never what the visitor does.
+fn addresses(kind: Kind, by: By) {
+    // What tells the id that the balancer gave.
+    let shows: &[_] = match kind {
+        Kind::Haproxy => &[("    option dontlog-normal\n", "")],
+        Kind::Nginx => &[("access_log off;", "access_log off; add_header X-Given $waypost_request_id;")],
+    };
+    let mut one = One::start(kind, by, shows);
+    let forged = [
+        ("X-Forwarded-For", "198.51.100.6"),
+        ("Forwarded", "for=198.51.100.6"),
+        ("X-Request-Id", "forged"),
+        ("X-Real-IP", "198.51.100.6"),
+    ];
+    let mut ids = Vec::new();
+    for headers in [&[][..], &forged, &forged[..1], &forged[1..2]] {
+        let answer = one.visit(OUTSIDE, headers);
+        assert_eq!(answer.status, 307, "{kind:?} {by:?} {headers:?}: {answer:?}");
+        let visit = one.stored(1).remove(0);
+        assert_eq!(visit["address"], OUTSIDE, "{kind:?} {by:?} {headers:?}: {visit}");
+        let id = visit["request_id"].as_str().unwrap_or_else(|| panic!("no id: {kind:?} {by:?}: {visit}")).to_owned();
+        match kind {
+            Kind::Haproxy => {
+                eventually(LIMIT, "the balancer's log has the visit's id", || one.balancer.log().contains(&id));
+            }
+            Kind::Nginx => assert_eq!(answer.header("x-given"), Some(&*id)),
+        }
+        assert!(id != "forged" && !ids.contains(&id), "{id} {ids:?}");
+        ids.push(id);
+    }
+    // What stands before the balancer is believed.
+    let headers = [("X-Forwarded-For", "203.0.113.7"), ("X-Request-Id", "given")];
+    assert_eq!(one.visit(INSIDE, &headers).status, 307);
+    let visit = one.stored(1).remove(0);
+    let told = (visit["address"].as_str(), visit["request_id"].as_str());
+    assert_eq!(told, (Some("203.0.113.7"), Some("given")), "{kind:?} {by:?}: {visit}");
+    // It names nobody.
+    assert_eq!(one.visit(INSIDE, &[]).status, 307);
+    let visit = one.stored(1).remove(0);
+    assert_eq!(visit["address"], INSIDE, "{kind:?} {by:?}: {visit}");
+    // A PROXY header of a visitor's own.
+    let mut client = Client::connect_from(OUTSIDE, one.balancer.address());
+    client.send("PROXY TCP4 198.51.100.6 127.0.0.1 1 80\r\n");
+    client.send(request("GET", "/code", &[("Host", HOST)], b""));
+    assert_eq!(client.answer().status, 400, "{kind:?} {by:?}");
+    assert_eq!(one.visit(OUTSIDE, &[]).status, 307);
+    one.stored(1);
+}
+
+#[test]
+fn addresses_and_ids_behind_haproxy() {
+    addresses(Kind::Haproxy, By::Header);
+    addresses(Kind::Haproxy, By::ProxyProtocol);
+}
+
+#[test]
+fn addresses_and_ids_behind_nginx() {
+    addresses(Kind::Nginx, By::Header);
+}
+
+#[test]
+fn what_the_world_does_not_see() {
+    for kind in [Kind::Haproxy, Kind::Nginx] {
+        let fleet = Fleet::start(1, "");
+        let balancer = Balancer::start(kind, [local(fleet.port(0)); 3], &[]);
+        let status = |source: &str, path: &str| {
+            let answer = Client::connect_from(source, balancer.address()).get(path);
+            (answer.status, answer.header("x-request-id").is_some())
+        };
+        for path in ["/metrics", "/readyz", "/readyz?require=store", "/livez", "/healthz", "/health", "/metrics?x"] {
+            for source in [INSIDE, OUTSIDE] {
+                assert_eq!(status(source, path), (404, false), "{kind:?} {path} from {source}");
+            }
+        }
+        for path in ["/api/v1/accounting", "/api/v1/status", "/shorten", "/stats/x", "/x/stats", "/docs", "/docs/x"] {
+            assert_eq!(status(OUTSIDE, path), (404, false), "{kind:?} {path}");
+            assert!(status(INSIDE, path).1, "{kind:?} {path}: waypost is not asked");
+        }
+        // Codes that begin like them.
+        for path in ["/metricsx", "/shortenx", "/docsx", "/apix", "/statsx"] {
+            fleet.deployment.store().add(&path[1..], "https://example.com/", |_| {});
+            assert_eq!(status(OUTSIDE, path), (307, false), "{kind:?} {path}");
+            fleet.deployment.store().change(&path[1..], Change::Delete);
+        }
+    }
+}
+
+/// A visitor who is slow costs an instance nothing, also one that restarts meanwhile.
+fn slow_visitor(kind: Kind) {
+    let mut fleet = Fleet::start(3, "");
+    let balancer = Balancer::before(kind, &fleet);
+    fleet.server(0).custom("code", "https://example.com/");
+    let bytes = request("GET", "/code", &[], b"");
+    let (mut slow, mut slower) = (Client::connect(balancer.address()), Client::connect(balancer.address()));
+    for piece in bytes.chunks(bytes.len() / 10) {
+        slow.send(piece);
+        throughout(Duration::from_millis(50), || {});
+    }
+    assert_eq!(slow.answer().status, 307);
+    slower.send(&bytes[..10]);
+    for number in 0..3 {
+        fleet.stop(number);
+        fleet.begin(number);
+        eventually(LIMIT, "it is asked again", || {
+            Client::connect(balancer.address()).get("/code");
+            is_asked_again(fleet.server(number))
+        });
+    }
+    let open = |server: &Server| server.metric("waypost_connections", &[]);
+    // Its own question is one of them.
+    eventually(LIMIT, "no instance waits for it", || fleet.servers().iter().all(|server| open(server) <= 2.0));
+    slower.send(&bytes[10..]);
+    let answer = slower.answer();
+    assert!(matches!(answer.status, 307 | 408), "{answer:?}");
+}
+
+#[test]
+fn a_slow_visitor_behind_haproxy() {
+    slow_visitor(Kind::Haproxy);
+}
+
+#[test]
+fn a_slow_visitor_behind_nginx() {
+    slow_visitor(Kind::Nginx);
+}
+
+/// An answer that is lost on its way was a visit: it is not asked for again, be its connection new or an old one.
+fn lost_answer(kind: Kind) {
+    let (setup, server) = Server::new("[proxies]\ntrusted = [\"127.0.0.0/8\"]");
+    server.custom("code", "https://example.com/");
+    let ways = [(); 3].map(|()| Proxy::start(server.address()));
+    let balancer = Balancer::start(kind, [0, 1, 2].map(|way: usize| ways[way].address()), &[]);
+    let get = |id: &str| {
+        let mut client = Client::connect(balancer.address());
+        client.ask("GET", "/code", &[("X-Request-Id", id)], b"").status
+    };
+    let cuts = || ways.iter().map(Proxy::cuts).sum::<u64>();
+    for (number, id) in ["over a new connection", "over one that was used"].iter().enumerate() {
+        ways.iter().for_each(|way| way.mode(Mode::CutAt(b"307".to_vec())));
+        let id = id.replace(' ', "-");
+        assert_eq!(get(&id), 502, "{kind:?} {id}");
+        assert_eq!(cuts(), number as u64 + 1, "{kind:?} {id}: it was asked for again");
+        ways.iter().for_each(|way| way.mode(Mode::Pass));
+        // So that there is a connection that waits, to each.
+        (0..9).for_each(|_| assert_eq!(get("healthy"), 307, "{kind:?} after {id}"));
+    }
+    eventually(LIMIT, "all visits are stored", || server.metric("waypost_visits_stored_total", &[]) >= 20.0);
+    let exported = String::from_utf8(setup.run(&["export", "--visits", "--format", "ndjson"]).stdout).unwrap();
+    for id in ["over-a-new-connection", "over-one-that-was-used"] {
+        assert_eq!(exported.matches(id).count(), 1, "{kind:?} {id}: {exported}");
+    }
+    assert_eq!(exported.lines().count(), 20, "{kind:?}: {exported}");
+}
+
+#[test]
+fn a_lost_answer_behind_haproxy() {
+    lost_answer(Kind::Haproxy);
+}
+
+#[test]
+fn a_lost_answer_behind_nginx() {
+    lost_answer(Kind::Nginx);
+}
+
+/// An instance that stops serves for longer than HAProxy takes to see it.
+#[test]
+fn the_drain_is_longer_than_the_checks_take() {
+    let millis = |text: &str| match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+        (Some(number), _) => number.parse::<u64>().unwrap(),
+        (None, Some(number)) => number.parse::<u64>().unwrap() * 1000,
+        (None, None) => panic!("no time: {text}"),
+    };
+    let file = shipped("haproxy/haproxy.cfg", &[]);
+    let checks = file.lines().find_map(|line| line.trim().strip_prefix("default-server check ")).unwrap();
+    let words: Vec<&str> = checks.split(' ').collect();
+    let value = |name: &str| words[words.iter().position(|word| *word == name).unwrap() + 1];
+    let fall: u64 = value("fall").parse().unwrap();
+    let seen_ms = millis(value("inter")) + (fall - 1) * millis(value("fastinter"));
+    let shutdown: toml::Table = toml::from_str(&Kind::Haproxy.shutdown()).unwrap();
+    let drain_ms = millis(shutdown["shutdown"]["drain"].as_str().unwrap());
+    assert!(seen_ms < drain_ms, "{seen_ms} ms until it is seen, {drain_ms} ms of drain");
+}
