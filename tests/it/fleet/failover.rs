@@ -79,7 +79,7 @@ impl Stand {
         }
         let address = (by == By::Address).then(|| Proxy::start(at(primary.port())));
         let way = match &address {
-            Some(address) => Way::Through(address.address()),
+            Some(address) => Way::Through(address.address().port()),
             None if by == By::Hosts => Way::OfTwo(follower.port()),
             None => Way::PooledAlone,
         };

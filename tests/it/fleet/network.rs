@@ -7,6 +7,7 @@
 //! At the limit: who may make no namespace leaves it out, and says so.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +17,7 @@ use serde_json::json;
 use waypost::domain::time;
 
 use super::CONFIG;
-use crate::servers::deployment::{Deployment, Way};
+use crate::servers::deployment::{Deployment, WAYPOST, Way};
 use crate::servers::port;
 use crate::servers::postgres::Postgres;
 use crate::servers::proxy::Proxy;
@@ -171,11 +172,12 @@ fn a_black_hole() {
     let postgres_there = Proxy::start_at(to_postgres.here, ([127, 0, 0, 1], postgres.port()).into());
     let redis_there = Proxy::start_at(to_redis.here, redis.address());
     let config = format!("{CONFIG}[redis]\nurl = \"redis://{}\"\n", redis_there.address());
-    let deployment = Deployment::on(&postgres, Way::Through(postgres_there.address()), &config);
+    let deployment = Deployment::on(&postgres, Way::Elsewhere(postgres_there.address()), &config);
     // The owner's way to Postgres does not lead there.
     deployment.restrict("migrate = \"check\"\n");
     let listen = format!("{}:{}", visitors.there, port());
-    let server = deployment.instance_in("inside", &listen, |command| namespace.inside(&command));
+    let (command, data) = deployment.serve_at(Path::new(WAYPOST), "inside", &listen);
+    let server = Server::spawn(namespace.inside(&command), &data);
     let warm: Vec<String> = (0..20).map(|_| server.warm(TARGET)).collect();
     for (behind, link) in [(Behind::Postgres, &to_postgres), (Behind::Redis, &to_redis)] {
         check(behind, link, &server, &warm);

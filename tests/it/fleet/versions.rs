@@ -66,7 +66,7 @@ fn fleet_of(program: &Path, postgres: &Postgres, config: &str) -> Fleet {
 /// Starts an instance that does not run, by this version of the program.
 fn begin(fleet: &mut Fleet, number: usize, program: &Path) {
     let member = &mut fleet.members[number];
-    let (command, data) = fleet.deployment.serve(program, &member.name, &format!("127.0.0.1:{}", member.port));
+    let (command, data) = fleet.deployment.serve(program, &member.name, member.port);
     member.server = Some(Server::spawn(command, &data));
 }
 
@@ -81,7 +81,7 @@ fn refusal(fleet: &Fleet, number: usize, program: &Path) -> Option<String> {
         return None;
     }
     let member = &fleet.members[number];
-    let (mut serve, _) = fleet.deployment.serve(program, &member.name, &format!("127.0.0.1:{}", member.port));
+    let (mut serve, _) = fleet.deployment.serve(program, &member.name, member.port);
     let refused = serve.stdout(Stdio::null()).output().unwrap();
     assert!(!refused.status.success());
     Some(String::from_utf8(refused.stderr).unwrap())

@@ -23,8 +23,10 @@ pub(crate) enum Way {
     PooledAlone,
     /// To this cluster and to the one at this port, whichever takes writes.
     OfTwo(u16),
-    /// Through somebody at this address who leads to the one that takes writes.
-    Through(SocketAddr),
+    /// Through somebody at this port who leads to the one that takes writes.
+    Through(u16),
+    /// Through somebody of another network; its owner comes straight.
+    Elsewhere(SocketAddr),
 }
 
 /// The program that is tested.
@@ -56,12 +58,10 @@ impl Deployment {
             Way::Pooled => format!("url = \"{}\"\ndirect_url = \"{url}\"\nstatements = \"unnamed\"", pooled()),
             Way::PooledAlone => format!("url = \"{}\"\nstatements = \"unnamed\"", pooled()),
             Way::OfTwo(port) => format!("url = \"{}\"", database.url_of_two(port)),
-            Way::Through(address) => format!("url = \"{}\"", database.url_through(address)),
+            Way::Through(port) => format!("url = \"{}\"", database.url_at(port)),
+            Way::Elsewhere(address) => format!("url = \"{}\"", database.url_through(address)),
         };
-        let owner_url = match way {
-            Way::Through(address) => database.owner_url_through(address),
-            _ => database.owner_url(),
-        };
+        let owner_url = if let Way::Through(port) = way { database.owner_url_at(port) } else { database.owner_url() };
         // What is asked is right answers, also of a machine that does other things.
         let store = format!("[postgres]\n{section}\nlookup_timeout = \"2s\"\nmigrate_url = \"{owner_url}\"\n");
         std::fs::write(folder.path().join("store.toml"), &store).unwrap();
@@ -119,17 +119,17 @@ impl Deployment {
     }
 
     pub(crate) fn instance_at(&self, name: &str, port: u16) -> Server {
-        self.instance_in(name, &format!("127.0.0.1:{port}"), |command| command)
-    }
-
-    /// One whose command is carried out in some other way.
-    pub(crate) fn instance_in(&self, name: &str, listen: &str, way: impl FnOnce(Command) -> Command) -> Server {
-        let (command, data) = self.serve(Path::new(WAYPOST), name, listen);
-        Server::spawn(way(command), &data)
+        let (command, data) = self.serve(Path::new(WAYPOST), name, port);
+        Server::spawn(command, &data)
     }
 
     /// What starts an instance by a version of the program, and its data folder.
-    pub(crate) fn serve(&self, program: &Path, name: &str, listen: &str) -> (Command, PathBuf) {
+    pub(crate) fn serve(&self, program: &Path, name: &str, port: u16) -> (Command, PathBuf) {
+        self.serve_at(program, name, &format!("127.0.0.1:{port}"))
+    }
+
+    /// The same of one that listens elsewhere.
+    pub(crate) fn serve_at(&self, program: &Path, name: &str, listen: &str) -> (Command, PathBuf) {
         let data = self.path(name);
         if !data.exists() {
             std::fs::create_dir(&data).unwrap();

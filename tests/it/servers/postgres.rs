@@ -272,12 +272,12 @@ impl Database {
 
     /// As the role that owns the database.
     pub(crate) fn owner_url(&self) -> String {
-        self.at.url(OWNER, self.at.port, &self.name)
+        self.owner_url_at(self.at.port)
     }
 
-    /// The same by way of somebody at this address.
-    pub(crate) fn owner_url_through(&self, address: SocketAddr) -> String {
-        through(&self.owner_url(), self.at.port, address)
+    /// The same at another port: a standby's or a proxy's.
+    pub(crate) fn owner_url_at(&self, port: u16) -> String {
+        self.at.url(OWNER, port, &self.name)
     }
 
     /// As the role that owns nothing, through PgBouncer in transaction mode.
@@ -293,7 +293,7 @@ impl Database {
 
     /// As the role that owns nothing, by way of somebody at this address.
     pub(crate) fn url_through(&self, address: SocketAddr) -> String {
-        through(&self.url(), self.at.port, address)
+        self.url_at(address.port()).replace("@127.0.0.1:", &format!("@{}:", address.ip()))
     }
 
     /// As the role that owns nothing, of this cluster and another one whichever takes writes.
@@ -370,11 +370,6 @@ impl Pooler {
             start(path, spawn, |port| answers(&format!("postgres://{ROLE}:{PASSWORD}@127.0.0.1:{port}/postgres")));
         Self { port, process, folder }
     }
-}
-
-/// The URL of the cluster at `port`, by way of `address`.
-fn through(url: &str, port: u16, address: SocketAddr) -> String {
-    url.replace(&format!("@127.0.0.1:{port}/"), &format!("@{address}/"))
 }
 
 /// Runs SQL by psql and returns what it prints: rows, cells between `|`.

@@ -79,7 +79,7 @@ impl Stand {
         let (primary, redis) = (Postgres::own(), Redis::start());
         let way = Proxy::start(address(primary.port()));
         let rest = config(&redis, WORKERS).replacen(CONFIG, "", 1);
-        let fleet = Fleet::on(&primary, Way::Through(way.address()), 3, &rest);
+        let fleet = Fleet::on(&primary, Way::Through(way.address().port()), 3, &rest);
         let standby = primary.standby();
         let haproxy = Haproxy::start([0, 1, 2].map(|instance| address(fleet.port(instance))));
         let this = Self {
