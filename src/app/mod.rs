@@ -2,7 +2,8 @@
 //!
 //! Start: sockets → store → codes → memory → rings of visits → back's tasks → workers → ready.
 //! Stop:  not ready → wait `shutdown.drain` → workers accept no more and answer with `Connection: close` → the last
-//! connection ends, or the grace is over → leased visits of limited links are given back → the log of visits is sealed, and
+//! connection ends, or the grace is over → the look-up thread gives back leased visits of limited links (to the store, which still
+//! listens) → the log of visits is sealed, and
 //! stored for up to `shutdown.flush` → back's tasks.
 
 pub mod back;
@@ -10,6 +11,7 @@ pub mod opening;
 pub mod site;
 pub mod visits;
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -80,6 +82,8 @@ pub struct Running {
     workers: Vec<std::thread::JoinHandle<()>>,
     /// The look-up thread, which ends after the workers.
     looking: std::thread::JoinHandle<()>,
+    /// Dropped, it ends: a worker that hangs does not keep it.
+    end_looking: oneshot::Sender<Infallible>,
     warm_file: Arc<WarmFile>,
     visits: Option<Visits>,
     flush: Duration,
@@ -153,7 +157,8 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         lookup_timeout,
         answers: to_workers,
     };
-    let looking = flight::spawn(flight, asked)?;
+    let (end_looking, end) = oneshot::channel();
+    let looking = flight::spawn(flight, asked, end)?;
     let share = Share::new(looking_up, lookups_max);
     let through = remote.map(|remote| {
         let (through, run) = Through::start(Arc::clone(&memory), store.clone(), remote, share.clone());
@@ -276,6 +281,7 @@ pub async fn start(config: Config, store: Store) -> anyhow::Result<Running> {
         control,
         workers,
         looking,
+        end_looking,
         warm_file,
         visits,
         flush,
@@ -330,7 +336,8 @@ impl Running {
                 tracing::error!("a worker does not end");
             }
         }
-        // It gives back the visits of limited links that it has leased.
+        // It gives back the visits of limited links that it has leased, also when a worker hangs.
+        drop(self.end_looking);
         let joined = tokio::task::spawn_blocking(move || self.looking.join());
         if tokio::time::timeout(flight::SETTLE_TIMEOUT + STOP_TIMEOUT, joined).await.is_err() {
             tracing::error!("the look-up thread does not end");

@@ -6,12 +6,14 @@
 //! have seen; says `Missing` when the store did not answer; waits for Redis longer than its time-out.
 //! At its limit: at most `lookups` keys are asked of Postgres at once. The others wait in line, and what cannot be
 //! answered within `lookup_timeout` is `Unavailable`; so is everything at once while the breaker is open. Who has waited
-//! for a visit of a limited link for [`quota::TERM`] is `Unavailable`, too.
+//! for a visit of a limited link for `lookup_timeout` is `Unavailable`, too, and so is who comes when [`VISITORS_MAX`] wait
+//! for one of this link.
 //!
 //! Everything here runs on one thread: between a belief and the answers that follow from it nothing else happens.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,17 +22,17 @@ use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slot;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::task::LocalSet;
 
 use super::ask::{Answers, Looked, Lookup, Questions};
 use super::invalidate::{AsOf, Read, Trust};
-use super::quota::{self, Asked, Next, Quota};
+use super::quota::{Asked, Next, Quota};
 use super::tier::Remote;
 use super::{Memory, Tier};
 use crate::breaker::{self, Breaker};
 use crate::domain::key::Key;
-use crate::domain::link::{Entry, LinkId};
+use crate::domain::link::{Entry, LinkId, Validity};
 use crate::domain::time;
 use crate::store::row::{Found, QuotaAsk, Taken};
 use crate::store::{Error, Store};
@@ -43,8 +45,10 @@ const TURNS_MAX: usize = 64;
 const ATTEMPTS_MAX: u32 = 5;
 /// Before it is read again: the change is noted already, and the feed's position follows at once.
 const AGAIN: Duration = Duration::from_millis(2);
+/// Visitors who wait for a visit of one limited link.
+const VISITORS_MAX: usize = 4096;
 /// How often somebody looks who has waited too long for a visit of a limited link.
-const LATE_EVERY: Duration = Duration::from_millis(250);
+const LATE_EVERY: Duration = Duration::from_millis(50);
 /// How long leases are settled at the end.
 pub const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -65,8 +69,12 @@ pub struct Setup {
 
 /// Starts the look-up thread. It has a runtime of its own, so that a question from front crosses one thread and not
 /// three. Only together with `ask`, which gathers questions, does that make misses cheaper (PERF.md).
-/// It ends when every worker has gone and what it leased is given back.
-pub fn spawn(setup: Setup, questions: mpsc::Receiver<Questions>) -> io::Result<JoinHandle<()>> {
+/// It ends when `end` is dropped, or every worker has gone, and what it leased is given back.
+pub fn spawn(
+    setup: Setup,
+    questions: mpsc::Receiver<Questions>,
+    end: oneshot::Receiver<Infallible>,
+) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = move || {
         let flight = Rc::new(Flight {
@@ -77,7 +85,7 @@ pub fn spawn(setup: Setup, questions: mpsc::Receiver<Questions>) -> io::Result<J
             ending: Cell::new(false),
             settled: Notify::new(),
         });
-        runtime.block_on(LocalSet::new().run_until(flight.run(questions)));
+        runtime.block_on(LocalSet::new().run_until(flight.run(questions, end)));
     };
     std::thread::Builder::new().name("waypost-lookup".into()).spawn(run)
 }
@@ -91,7 +99,7 @@ struct Flight {
     line: RefCell<VecDeque<Wanted>>,
     /// Limited links that are visited, each with a task that asks for its visits.
     limited: RefCell<HashMap<LinkId, Limited, ahash::RandomState>>,
-    /// Every worker has gone.
+    /// Nobody waits any more.
     ending: Cell<bool>,
     /// The last of `limited` has gone.
     settled: Notify,
@@ -102,6 +110,15 @@ struct Limited {
     quota: Quota,
     waiting: Vec<Visitor>,
     woken: Rc<Notify>,
+}
+
+/// Whether there is a visit for a visitor.
+enum Visit {
+    Taken,
+    /// The store is asked.
+    Waits,
+    /// Nobody knows: too many wait, or it was asked in vain a moment ago.
+    Refused,
 }
 
 /// Who waits for a visit of a limited link.
@@ -126,14 +143,22 @@ struct Wanted {
 type Gathered = HashMap<usize, Answers>;
 
 impl Flight {
-    /// Answers look-ups until every worker has gone.
-    async fn run(self: Rc<Self>, mut questions: mpsc::Receiver<Questions>) {
+    /// Answers look-ups until the end.
+    async fn run(self: Rc<Self>, mut questions: mpsc::Receiver<Questions>, mut end: oneshot::Receiver<Infallible>) {
         let mut turns = Vec::new();
-        while questions.recv_many(&mut turns, TURNS_MAX).await > 0 {
+        loop {
+            tokio::select! {
+                biased;
+                _ = &mut end => break,
+                count = questions.recv_many(&mut turns, TURNS_MAX) => if count == 0 { break },
+            }
             self.take_up(turns.drain(..).flatten()).await;
         }
         self.ending.set(true);
-        self.limited.borrow().values().for_each(|limited| limited.woken.notify_one());
+        for limited in self.limited.borrow_mut().values_mut() {
+            limited.waiting.clear();
+            limited.woken.notify_one();
+        }
         while !self.limited.borrow().is_empty() {
             if tokio::time::timeout(SETTLE_TIMEOUT, self.settled.notified()).await.is_err() {
                 tracing::warn!("visits of limited links were not given back: the store does not answer");
@@ -200,14 +225,21 @@ impl Flight {
 
     /// Answers with an entry that is believed; of a limited one, each visitor who has a visit.
     fn found(self: &Rc<Self>, entry: Entry, as_of: AsOf, tier: Tier, waiters: Vec<Lookup>, gathered: &mut Gathered) {
-        if !entry.is_counted(time::now()) {
-            return gather(gathered, waiters, &Looked::Found(Box::new(entry), tier));
-        }
-        let (visitors, lookers): (Vec<Lookup>, _) = waiters.into_iter().partition(|waiter| waiter.visit);
+        let (visitors, lookers): (Vec<Lookup>, _) =
+            waiters.into_iter().partition(|waiter| entry.rules.limited && waiter.visit);
+        let validity = entry.rules.validity(time::now());
         for lookup in visitors {
-            if self.visit(Visitor { lookup, entry: entry.clone(), as_of, since: time::monotonic() }) {
-                gather(gathered, vec![lookup], &Looked::Found(Box::new(entry.clone()), Tier::Shards));
-            }
+            let looked = match validity {
+                Validity::Valid => match self.visit(lookup, &entry, as_of) {
+                    Visit::Taken => Looked::Found(Box::new(entry.clone()), Tier::Shards),
+                    Visit::Refused => Looked::Unavailable,
+                    Visit::Waits => continue,
+                },
+                // It is decided here: a moment later, when the core judges, it may have begun, and nobody counted.
+                Validity::NotYet => Looked::Missing,
+                Validity::Expired | Validity::Gone => Looked::Found(Box::new(entry.clone()), tier),
+            };
+            gather(gathered, vec![lookup], &looked);
         }
         gather(gathered, lookers, &Looked::Found(Box::new(entry), tier));
     }
@@ -364,36 +396,39 @@ impl Flight {
         }
     }
 
-    /// Spends a visit for a visitor; false if there is none in memory, and the visitor waits.
-    fn visit(self: &Rc<Self>, visitor: Visitor) -> bool {
-        let (id, lookup) = (visitor.entry.id, visitor.lookup);
+    /// Spends a visit for a visitor, who waits if there is none in memory.
+    fn visit(self: &Rc<Self>, lookup: Lookup, entry: &Entry, as_of: AsOf) -> Visit {
+        let (id, since) = (entry.id, time::monotonic());
         let mut limited = self.limited.borrow_mut();
         let limited = limited.entry(id).or_insert_with(|| {
             tokio::task::spawn_local(Rc::clone(self).look_after(id, lookup.key, lookup.hash));
-            Limited { quota: Quota::new(visitor.since), waiting: Vec::new(), woken: Rc::default() }
+            Limited { quota: Quota::new(since), waiting: Vec::new(), woken: Rc::default() }
         });
         // Nobody is served before those who wait.
         if limited.waiting.is_empty()
-            && limited
-                .quota
-                .take(visitor.since, |as_of| self.setup.memory.feed.believes(lookup.hash, as_of, Read::Link))
+            && limited.quota.take(since, |as_of| self.setup.memory.feed.believes(lookup.hash, as_of, Read::Link))
         {
-            return true;
+            return Visit::Taken;
         }
-        limited.waiting.push(visitor);
+        if limited.quota.is_refused(since) || limited.waiting.len() >= VISITORS_MAX {
+            return Visit::Refused;
+        }
+        limited.waiting.push(Visitor { lookup, entry: entry.clone(), as_of, since });
         limited.woken.notify_one();
-        false
+        Visit::Waits
     }
 
     /// Asks for the visits of a limited link and gives them back, until nobody visits it any more.
     async fn look_after(self: Rc<Self>, id: LinkId, key: Key, hash: u64) {
         let believes = |as_of: AsOf| self.setup.memory.feed.believes(hash, as_of, Read::Link);
         loop {
+            self.dismiss_late(id).await;
+            let now = time::monotonic();
             let (next, waiting, woken) = {
                 let mut all = self.limited.borrow_mut();
                 let Some(limited) = all.get_mut(&id) else { return };
                 let waiting = limited.waiting.len();
-                let next = limited.quota.next(time::monotonic(), waiting > 0, self.ending.get(), believes);
+                let next = limited.quota.next(now, waiting > 0, self.ending.get(), believes);
                 let woken = Rc::clone(&limited.woken);
                 if next == Next::Rest {
                     all.remove(&id);
@@ -407,6 +442,7 @@ impl Flight {
             let (wanted, settled) = match next {
                 Next::Ask { wanted, settled } => (wanted, settled),
                 Next::Wait(until) => {
+                    let until = if waiting > 0 { until.min(now + LATE_EVERY) } else { until };
                     let _ = tokio::time::timeout_at(until.into(), woken.notified()).await;
                     continue;
                 }
@@ -414,10 +450,11 @@ impl Flight {
             };
             let as_of = self.setup.memory.feed.now();
             let number = rand::random::<u64>() >> 1;
-            let sent = self.setup.breaker.state() == breaker::State::Closed;
-            let asked = Asked { wanted, settled, sent, number, at: time::monotonic(), as_of };
+            let is_sent = self.setup.breaker.state() == breaker::State::Closed;
+            let may_be_granted = is_sent && matches!(self.setup.store, Store::Postgres(_));
+            let asked = Asked { wanted, settled, may_be_granted, number, at: time::monotonic(), as_of };
             let mut taken = None;
-            if sent {
+            if is_sent {
                 let (settled, waiting) = (asked.settled.clone(), u32::try_from(waiting).unwrap_or(u32::MAX));
                 let ask = QuotaAsk { key, id, wanted, waiting, lease: number, settled };
                 let mut asking = std::pin::pin!(self.setup.store.take_visits(ask, time::now()));
@@ -428,6 +465,8 @@ impl Flight {
                     }
                 };
             }
+            // Nothing is spent for those who have gone.
+            self.dismiss_late(id).await;
             let again = self.hand_out(id, &asked, taken, believes).await;
             self.take_up(again.into_iter()).await;
         }
@@ -444,17 +483,18 @@ impl Flight {
         let (mut again, mut gathered) = (Vec::new(), Gathered::new());
         if let Some(limited) = self.limited.borrow_mut().get_mut(&id) {
             let now = time::monotonic();
-            let is_at_once = matches!(taken, Some(Taken::Visits { leased: false, .. }));
+            // See `Lease::is_good`.
+            let is_at_once =
+                matches!(taken, Some(Taken::Visits { leased: false, .. } | Taken::Visits { count: 1, .. }));
             limited.quota.answered(asked, taken, now);
             for visitor in std::mem::take(&mut limited.waiting) {
-                let Visitor { lookup, entry, as_of, .. } = &visitor;
-                let is_known = believes(*as_of);
+                let (lookup, is_known) = (visitor.lookup, believes(visitor.as_of));
                 let looked = match taken {
                     _ if (is_at_once || is_known) && limited.quota.take(now, &believes) => {
-                        Looked::Found(Box::new(entry.clone()), Tier::Store)
+                        Looked::Found(Box::new(visitor.entry), Tier::Store)
                     }
                     _ if !is_known => {
-                        again.push(*lookup);
+                        again.push(lookup);
                         continue;
                     }
                     Some(Taken::UsedUp) if asked.wanted > 0 => Looked::UsedUp,
@@ -465,7 +505,7 @@ impl Flight {
                         continue;
                     }
                 };
-                gather(&mut gathered, vec![*lookup], &looked);
+                gather(&mut gathered, vec![lookup], &looked);
             }
         }
         self.send(gathered).await;
@@ -475,7 +515,7 @@ impl Flight {
     /// Tells those who have waited too long for a visit of a limited link that it cannot be known.
     async fn dismiss_late(&self, id: LinkId) {
         let now = time::monotonic();
-        let is_late = |visitor: &mut Visitor| now.duration_since(visitor.since) > quota::TERM;
+        let is_late = |visitor: &mut Visitor| now.duration_since(visitor.since) >= self.setup.lookup_timeout;
         let late: Vec<Lookup> = match self.limited.borrow_mut().get_mut(&id) {
             Some(limited) => limited.waiting.extract_if(.., is_late).map(|visitor| visitor.lookup).collect(),
             None => Vec::new(),

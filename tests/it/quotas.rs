@@ -32,13 +32,15 @@ enum Step {
     Ask(u32, u64, &'static [(u64, u32)], Taken),
     /// Their holders have died: the time of all leases is over.
     Expire,
+    /// They end so much later than now, as a row of the database's clock.
+    Ends(&'static str),
     /// Counted as used, rows of leases, whether a look-up says that it is gone, and how often it was recorded as used up.
     Stands(u32, u32, bool, u32),
     Limit(u64),
 }
 
 fn visits(count: u32) -> Taken {
-    Taken::Visits { count, leased: count > 1 }
+    Taken::Visits { count, leased: true }
 }
 
 /// Runs `steps` over a link with `max_visits`.
@@ -61,6 +63,9 @@ fn check(deployment: &Deployment, store: &Direct, code: &str, max_visits: u64, s
             }
             Step::Expire => {
                 sql("UPDATE quota_leases SET expires_at = now() WHERE link_id = ID");
+            }
+            Step::Ends(interval) => {
+                sql(&format!("UPDATE quota_leases SET expires_at = now() + INTERVAL '{interval}' WHERE link_id = ID"));
             }
             Step::Stands(used, rows, gone, recorded) => {
                 let stands = sql(&format!(
@@ -90,14 +95,33 @@ fn what_the_store_grants_and_takes_back() {
         let deployment = Deployment::new(way, "");
         let store = deployment.store();
         let check = |code: &str, max_visits: u64, steps: &[Step]| check(&deployment, &store, code, max_visits, steps);
-        use Step::{Ask, Expire, Limit, Stands};
+        use Step::{Ask, Ends, Expire, Limit, Stands};
         const ALL: u32 = u32::MAX;
         check(
             "single",
             1,
-            &[Ask(256, 1, &[], visits(1)), Stands(1, 0, true, 1), Ask(1, 2, &[], Taken::UsedUp), Stands(1, 0, true, 1)],
+            &[
+                Ask(256, 1, &[], visits(1)),
+                Stands(1, 1, false, 0),
+                Ask(1, 2, &[], Taken::Held),
+                Ask(1, 2, &[(1, 0)], Taken::UsedUp),
+                Stands(1, 0, true, 1),
+                Ask(1, 3, &[], Taken::UsedUp),
+                Stands(1, 0, true, 1),
+            ],
         );
-        check("one-by-one", 31, &[Ask(256, 1, &[], visits(1)), Ask(9, 2, &[], visits(1)), Stands(2, 0, false, 0)]);
+        // Its answer came to nobody, or nobody waited for it any more.
+        check(
+            "single-given-back",
+            1,
+            &[
+                Ask(1, 1, &[], visits(1)),
+                Ask(1, 2, &[(1, ALL)], visits(1)),
+                Ask(0, 0, &[(2, 1)], Taken::UsedUp),
+                Stands(0, 0, false, 0),
+            ],
+        );
+        check("one-by-one", 31, &[Ask(256, 1, &[], visits(1)), Ask(9, 2, &[], visits(1)), Stands(2, 2, false, 0)]);
         check(
             "a-sixteenth",
             320,
@@ -132,7 +156,7 @@ fn what_the_store_grants_and_takes_back() {
         check(
             "never-heard-of",
             100,
-            &[Ask(6, 1, &[], visits(6)), Ask(1, 2, &[(1, ALL)], visits(1)), Stands(1, 0, false, 0)],
+            &[Ask(6, 1, &[], visits(6)), Ask(1, 2, &[(1, ALL)], visits(1)), Stands(1, 1, false, 0)],
         );
         // The last lease is out: nobody knows whether it is used up until it is settled.
         check(
@@ -158,7 +182,25 @@ fn what_the_store_grants_and_takes_back() {
                 Limit(2),
                 Ask(1, 2, &[], Taken::Held),
                 Ask(1, 2, &[(1, 1)], visits(1)),
+                Stands(2, 1, false, 0),
+                Ask(0, 0, &[(2, 0)], Taken::UsedUp),
                 Stands(2, 0, true, 1),
+            ],
+        );
+        // The server's clock stepped back an hour: nobody waits for as long.
+        check("stepped-back", 1, &[Ask(1, 1, &[], visits(1)), Ends("1 hour"), Ask(1, 2, &[], Taken::UsedUp)]);
+        // Rows of the dead go when they are a day old, also of a link that is not used up.
+        check(
+            "long-dead",
+            100,
+            &[
+                Ask(6, 1, &[], visits(6)),
+                Ends("-23 hours"),
+                Ask(0, 0, &[], Taken::UsedUp),
+                Stands(6, 1, false, 0),
+                Ends("-25 hours"),
+                Ask(0, 0, &[], Taken::UsedUp),
+                Stands(6, 0, false, 0),
             ],
         );
         // Its holder died: the next who asks settles that.
@@ -185,7 +227,7 @@ fn what_the_store_grants_and_takes_back() {
                 Expire,
                 Ask(1, 2, &[], visits(1)),
                 Ask(0, 0, &[(1, 2)], Taken::UsedUp),
-                Stands(1, 0, false, 0),
+                Stands(1, 1, false, 0),
             ],
         );
         check(
@@ -193,9 +235,12 @@ fn what_the_store_grants_and_takes_back() {
             1,
             &[
                 Ask(1, 1, &[], visits(1)),
+                Ask(0, 0, &[(1, 0)], Taken::UsedUp),
+                Stands(1, 0, true, 1),
                 Limit(2),
                 Stands(1, 0, false, 1),
-                Ask(1, 2, &[], visits(1)),
+                Ask(1, 2, &[(1, 0)], visits(1)),
+                Ask(0, 0, &[(2, 0)], Taken::UsedUp),
                 Stands(2, 0, true, 2),
             ],
         );

@@ -72,10 +72,13 @@ const REPLACE: &str = "WITH gone AS (DELETE FROM links WHERE id = $1 AND version
   INSERT INTO link_changes (version, at, domain_id, code, what, before)
   SELECT (SELECT version FROM feed WHERE current_setting('waypost.begun', true) = 'yes') + 1, $3, domain_id, code, 'replace', $4 FROM gone";
 
-/// Settles leases and grants visits. What was granted to others lives until its row is gone: to give back the rest and to
-/// delete the row is one step, whoever else takes it for lost. That a link is used up is a change, which is recorded by
-/// what makes it so: there is nothing left, and nobody who may give back. Its version follows those of the creates beside
-/// it. $4 to $6 are the leases that are settled.
+/// Settles leases and grants visits, single ones as leases of one. What was granted to others lives until its row is gone:
+/// to give back the rest and to delete the row is one step, whoever else takes it for lost. That a link is used up is a
+/// change, which is recorded by what makes it so: there is nothing left, and nobody who may give back. Its version follows
+/// those of the creates beside it. $4 to $6 are the leases that are settled.
+///
+/// A lease is live for 10 s, ten times as long as it is spent (`TERM` in `resolve::quota`, whose `EXPIRY` this is, too). One
+/// that ends in more than a minute was granted before this server's clock stepped back, and is dead.
 const TAKE_VISITS: &str = "WITH asked AS (
     SELECT * FROM unnest($1::int8[], $2::int8[], $3::int8[]) AS a (id, wanted, lease)
     WHERE current_setting('waypost.begun', true) = 'yes'
@@ -92,8 +95,9 @@ const TAKE_VISITS: &str = "WITH asked AS (
     FROM asked a JOIN links l ON l.id = a.id LEFT JOIN link_quotas q ON q.link_id = l.id
     LEFT JOIN returned r ON r.link_id = l.id
     CROSS JOIN LATERAL (
-      SELECT bool_or(expires_at > now()) AS live, bool_or(expires_at <= now()) AS dead FROM quota_leases
-      WHERE link_id = l.id AND lease <> ALL ($5::int8[])
+      SELECT bool_or(is_live) AS live, bool_or(NOT is_live) AS dead FROM (
+        SELECT expires_at > now() AND expires_at <= now() + INTERVAL '1 minute' AS is_live FROM quota_leases
+        WHERE link_id = l.id AND lease <> ALL ($5::int8[])) AS others
     ) AS o
   ), granted AS (
     SELECT *, CASE WHEN max_visits IS NULL THEN wanted
@@ -104,19 +108,20 @@ const TAKE_VISITS: &str = "WITH asked AS (
     ON CONFLICT (link_id) DO UPDATE SET used = link_quotas.used + excluded.used
   ), leased AS (
     INSERT INTO quota_leases (link_id, lease, granted, expires_at)
-    SELECT id, lease, visits, now() + INTERVAL '10 seconds' FROM granted WHERE max_visits IS NOT NULL AND visits > 1
+    SELECT id, lease, visits, now() + INTERVAL '10 seconds' FROM granted WHERE max_visits IS NOT NULL AND visits > 0
   ), ended AS (
     SELECT id, domain_id, code FROM granted
-    WHERE used + visits >= max_visits AND visits <= 1 AND NOT live AND (visits = 1 OR settles OR dead)
+    WHERE used >= max_visits AND NOT live AND (settles OR dead)
   ), swept AS (
-    DELETE FROM quota_leases q USING ended WHERE q.link_id = ended.id AND q.lease <> ALL ($5::int8[])
+    DELETE FROM quota_leases q USING granted g WHERE q.link_id = g.id AND q.lease <> ALL ($5::int8[])
+      AND (g.id IN (SELECT id FROM ended) OR q.expires_at < now() - INTERVAL '1 day')
   ), recorded AS (
     INSERT INTO link_changes (version, at, domain_id, code, what)
     SELECT row_number() OVER (ORDER BY id)
         + (SELECT greatest(version, (SELECT max(version) FROM link_changes)) FROM feed
           WHERE current_setting('waypost.begun', true) = 'yes'), $7, domain_id, code, 'used_up'
     FROM ended
-  ) SELECT id, visits, visits > 1, live FROM granted";
+  ) SELECT id, visits, max_visits IS NOT NULL, live FROM granted";
 
 const MADE: &str = "SELECT id FROM links WHERE id = ANY ($1::int8[])";
 

@@ -32,6 +32,7 @@ const LINK: &str = "SELECT l.id, l.domain_id, l.code, l.target_url, l.target_wri
     l.note, l.starts_at, l.expires_at, l.expired_url, l.max_visits, l.forward_query, l.version, l.created_at, l.updated_at,
     l.disabled_at, l.deleted_at, ARRAY(SELECT tag FROM tags WHERE link_id = l.id),
     (SELECT imported FROM link_totals WHERE link_id = l.id), (SELECT used FROM link_quotas WHERE link_id = l.id)
+      - (SELECT coalesce(sum(granted), 0)::int8 FROM quota_leases WHERE link_id = l.id)
   FROM links l";
 
 /// The version is that of the feed's row, which the transaction holds: none is given between.

@@ -152,7 +152,9 @@ impl Postgres {
     pub async fn positions(&mut self, epochs: &[Epoch]) -> Result<Vec<Position>, Failure> {
         let epochs: Vec<i64> = epochs.iter().map(|epoch| epoch.0.cast_signed()).collect();
         let answers = self.ask(&[(READ_ONLY, vec![]), (POSITIONS, vec![(&epochs, Type::INT8_ARRAY)])]).await?;
-        let [read_only, rows] = &answers[..] else { return Ok(Vec::new()) };
+        let [read_only, rows] = &answers[..] else {
+            return Err(Failure::Broken("postgres gave another number of answers than it was asked for".into()));
+        };
         if read_only.first().is_none_or(|row| row.get::<_, &str>(0) == "on") {
             self.session = None;
             return Err(Failure::Away("postgres takes no writes: it is a standby, or was made read-only".into()));
