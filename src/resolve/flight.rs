@@ -214,7 +214,10 @@ impl Flight {
         // Before it is read: what changes from here on is not believed.
         let as_of = memory.feed.now();
         match memory.shards.get(lookup.hash, &lookup.key) {
-            Some(hit) => self.found(hit.entry, as_of, Tier::Shards, self.leave(&lookup.key), gathered),
+            Some(hit) => {
+                let waiters = self.leave(&lookup.key);
+                self.found(hit.entry, as_of, Tier::Shards, waiters, time::monotonic(), gathered);
+            }
             None if memory.negative.has(lookup.hash, &lookup.key, time::now()) => {
                 gather(gathered, self.leave(&lookup.key), &Looked::Missing);
             }
@@ -223,14 +226,23 @@ impl Flight {
         true
     }
 
-    /// Answers with an entry that is believed; of a limited one, each visitor who has a visit.
-    fn found(self: &Rc<Self>, entry: Entry, as_of: AsOf, tier: Tier, waiters: Vec<Lookup>, gathered: &mut Gathered) {
+    /// Answers with an entry that is believed; of a limited one, each visitor who has a visit. `since`: when the first of
+    /// them asked.
+    fn found(
+        self: &Rc<Self>,
+        entry: Entry,
+        as_of: AsOf,
+        tier: Tier,
+        waiters: Vec<Lookup>,
+        since: Instant,
+        gathered: &mut Gathered,
+    ) {
         let (visitors, lookers): (Vec<Lookup>, _) =
             waiters.into_iter().partition(|waiter| entry.rules.limited && waiter.visit);
         let validity = entry.rules.validity(time::now());
         for lookup in visitors {
             let looked = match validity {
-                Validity::Valid => match self.visit(lookup, &entry, as_of) {
+                Validity::Valid => match self.visit(lookup, &entry, as_of, since) {
                     Visit::Taken => Looked::Found(Box::new(entry.clone()), Tier::Shards),
                     Visit::Refused => Looked::Unavailable,
                     Visit::Waits => continue,
@@ -380,7 +392,7 @@ impl Flight {
         match found {
             Found::Missing => gather(gathered, waiters, &Looked::Missing),
             Found::Unreadable => gather(gathered, waiters, &Looked::Unavailable),
-            Found::Entry(entry) => self.found(entry, as_of, tier, waiters, gathered),
+            Found::Entry(entry) => self.found(entry, as_of, tier, waiters, wanted.since, gathered),
         }
         true
     }
@@ -397,20 +409,20 @@ impl Flight {
     }
 
     /// Spends a visit for a visitor, who waits if there is none in memory.
-    fn visit(self: &Rc<Self>, lookup: Lookup, entry: &Entry, as_of: AsOf) -> Visit {
-        let (id, since) = (entry.id, time::monotonic());
+    fn visit(self: &Rc<Self>, lookup: Lookup, entry: &Entry, as_of: AsOf, since: Instant) -> Visit {
+        let (id, now) = (entry.id, time::monotonic());
         let mut limited = self.limited.borrow_mut();
         let limited = limited.entry(id).or_insert_with(|| {
             tokio::task::spawn_local(Rc::clone(self).look_after(id, lookup.key, lookup.hash));
-            Limited { quota: Quota::new(since), waiting: Vec::new(), woken: Rc::default() }
+            Limited { quota: Quota::new(now), waiting: Vec::new(), woken: Rc::default() }
         });
         // Nobody is served before those who wait.
         if limited.waiting.is_empty()
-            && limited.quota.take(since, |as_of| self.setup.memory.feed.believes(lookup.hash, as_of, Read::Link))
+            && limited.quota.take(now, |as_of| self.setup.memory.feed.believes(lookup.hash, as_of, Read::Link))
         {
             return Visit::Taken;
         }
-        if limited.quota.is_refused(since) || limited.waiting.len() >= VISITORS_MAX {
+        if limited.quota.is_refused(now) || limited.waiting.len() >= VISITORS_MAX {
             return Visit::Refused;
         }
         limited.waiting.push(Visitor { lookup, entry: entry.clone(), as_of, since });

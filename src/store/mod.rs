@@ -97,10 +97,11 @@ impl Store {
     /// Of many instances each leases some at a time: at most what it wants, and of what is left a sixteenth or one. What is
     /// leased counts as used, so that never more than `max_visits` are answered. A lease that its holder settles gives
     /// back its rest, so that all of them are, if no holder dies. One that dies takes along what it held of the link: at
-    /// most 256 visits, and a sixteenth of what was left when it leased them. A single visit is spent at once; it is lost
-    /// if whoever asked for it does not hear of it.
+    /// most 256 visits, and a sixteenth of what was left when it leased them, and of each question whose answer it had not
+    /// heard a single one. Whoever did not hear settles that lease until its question cannot come any more.
     ///
     /// The embedded store has one process and a commit on its own disk: it grants to those who wait, and leases nothing.
+    /// What nobody spends of that is lost.
     pub async fn take_visits(&self, ask: QuotaAsk, now: UnixMillis) -> Result<Taken> {
         match self {
             Self::Sqlite(sqlite) => sqlite.write(move |tx| sqlite::links::take_visits(tx, &ask, now)).await,

@@ -138,7 +138,7 @@ pub struct Settled {
 /// What came of a [`QuotaAsk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
-    /// They count as used. Of what is `leased` the rest is taken back; else a visit that is not spent is lost.
+    /// They count as used. Of what is `leased` the rest is taken back when it is settled; else what is not spent is lost.
     Visits { count: u32, leased: bool },
     /// None is left but what others hold, who may give some back.
     Held,

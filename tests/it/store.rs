@@ -22,7 +22,8 @@ use waypost::domain::time::{self, UnixMillis};
 use waypost::guard::keys::{KeyRecord, Scope, Scopes};
 use waypost::store::postgres::{self, Postgres};
 use waypost::store::row::{
-    Change, Filter, Found, Inserted, NewLink, OnConflict, Patch, QuotaAsk, Reading, Rest, Taken, WarmReport, WarmWhat,
+    Change, Filter, Found, Inserted, NewLink, OnConflict, Patch, QuotaAsk, Reading, Rest, Settled, Taken, WarmReport,
+    WarmWhat,
 };
 use waypost::store::sqlite::{self, Sqlite};
 use waypost::store::{Error, Store};
@@ -529,10 +530,16 @@ fn changes_of_a_link() {
     });
 }
 
-/// Takes a single visit; false if there is none.
+/// Takes a single visit and settles it; false if there is none.
 async fn takes(store: &Store, code: &str, id: LinkId) -> bool {
-    let one = QuotaAsk { key: key(code), id, wanted: 1, waiting: 1, lease: 0, settled: Vec::new() };
-    matches!(store.take_visits(one, NOW).await.unwrap(), Taken::Visits { count: 1, leased: false })
+    let lease = rand::random::<u64>() >> 1;
+    let one = QuotaAsk { key: key(code), id, wanted: 1, waiting: 1, lease, settled: Vec::new() };
+    let taken = store.take_visits(one.clone(), NOW).await.unwrap();
+    if taken == (Taken::Visits { count: 1, leased: true }) {
+        let settled = vec![Settled { lease, rest: 0 }];
+        store.take_visits(QuotaAsk { wanted: 0, waiting: 0, settled, ..one }, NOW).await.unwrap();
+    }
+    matches!(taken, Taken::Visits { count: 1, .. })
 }
 
 #[test]

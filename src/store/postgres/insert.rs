@@ -275,7 +275,8 @@ async fn write_all(inner: Arc<Inner>, writes: Arc<Mutex<mpsc::Receiver<Write>>>)
     }
 }
 
-/// Takes out what asks for visits of a link for which another one of the group asks already.
+/// Takes out what asks for visits of a link for which another one of the group asks already: both would be granted the
+/// same ones. A server has one question a link, see `resolve::flight`; this is for whoever else holds a handle.
 fn second_of_a_link(group: &mut Vec<Write>) -> Vec<Write> {
     let mut asking = HashSet::new();
     let is_second = |write: &mut Write| match write {

@@ -32,8 +32,8 @@ impl Postgres {
         span_ms: u64,
     ) -> Result<Option<WorkerLease>> {
         // A timeline that nobody has polled yet begins a generation here: what the server that is gone leased last is not
-        // in these rows.
-        self.position().await?;
+        // in these rows. What was leased across that may be of before it; the holder gets its own again.
+        let mut generation = self.position().await?.generation;
         let (wanted, now_ms, span_ms) = (wanted.map(i32::from), bigint(now_ms), bigint(span_ms));
         let mut params: Vec<Param<'_>> = vec![(&holder, Type::TEXT), (&now_ms, Type::INT8), (&span_ms, Type::INT8)];
         let sql = match &wanted {
@@ -43,7 +43,14 @@ impl Postgres {
                 LEASE_ONE
             }
         };
-        let rows = self.inner.one(sql, &params).await?;
+        let rows = loop {
+            let rows = self.inner.one(sql, &params).await?;
+            let present = self.position().await?.generation;
+            if present == generation {
+                break rows;
+            }
+            generation = present;
+        };
         let Some(row) = rows.first() else { return Ok(None) };
         let id: i32 = get(row, 0)?;
         Ok(Some(WorkerLease {

@@ -27,11 +27,17 @@ const KEYS: &str = "SELECT id, name, digest, scopes, per_minute, created_at, exp
 impl Postgres {
     pub async fn lease(&self, range: &'static str, known: u64, count: u64) -> Result<u64> {
         // As with worker ids: a timeline that nobody has polled yet begins a generation here, which moves the range past
-        // what was leased last of the server that is gone.
-        self.position().await?;
+        // what was leased last of the server that is gone. What was leased across that may be of before it.
+        let mut generation = self.position().await?.generation;
         let params: [Param<'_>; 3] = [(&range, Type::TEXT), (&bigint(known), Type::INT8), (&bigint(count), Type::INT8)];
-        let next: u64 = number(only(&self.inner.one(LEASE, &params).await?)?, 0)?;
-        Ok(next - count)
+        loop {
+            let next: u64 = number(only(&self.inner.one(LEASE, &params).await?)?, 0)?;
+            let present = self.position().await?.generation;
+            if present == generation {
+                return Ok(next - count);
+            }
+            generation = present;
+        }
     }
 
     pub async fn settle(&self, name: &str, value: &[u8]) -> Result<Vec<u8>> {
