@@ -5,9 +5,9 @@
 //! Never: asks for a key twice at a time; answers with a value that was read before a change which the asker could
 //! have seen; says `Missing` when the store did not answer; waits for Redis longer than its time-out.
 //! At its limit: at most `lookups` keys are asked of Postgres at once. The others wait in line, and what cannot be
-//! answered within `lookup_timeout` is `Unavailable`; so is everything at once while the breaker is open. Who has waited
-//! for a visit of a limited link for `lookup_timeout` is `Unavailable`, too, and so is who comes when [`VISITORS_MAX`] wait
-//! for one of this link.
+//! answered within `lookup_timeout` is `Unavailable`; so is everything at once while the breaker is open. So is who has
+//! waited as long, or for [`VISITOR_WAIT_MAX`], for a visit of a limited link, and who comes when [`VISITORS_MAX`] wait for
+//! one of this link, or a moment after the store was asked for one in vain.
 //!
 //! Everything here runs on one thread: between a belief and the answers that follow from it nothing else happens.
 
@@ -47,6 +47,9 @@ const ATTEMPTS_MAX: u32 = 5;
 const AGAIN: Duration = Duration::from_millis(2);
 /// Visitors who wait for a visit of one limited link.
 const VISITORS_MAX: usize = 4096;
+/// The longest that a visitor waits for a visit, whatever `lookup_timeout` is: a core gives its question up after 2 s by a
+/// clock that may be a second late, and a visit that comes then is spent for nobody.
+const VISITOR_WAIT_MAX: Duration = Duration::from_millis(900);
 /// How often somebody looks who has waited too long for a visit of a limited link.
 const LATE_EVERY: Duration = Duration::from_millis(50);
 /// How long leases are settled at the end.
@@ -527,7 +530,8 @@ impl Flight {
     /// Tells those who have waited too long for a visit of a limited link that it cannot be known.
     async fn dismiss_late(&self, id: LinkId) {
         let now = time::monotonic();
-        let is_late = |visitor: &mut Visitor| now.duration_since(visitor.since) >= self.setup.lookup_timeout;
+        let limit = self.setup.lookup_timeout.min(VISITOR_WAIT_MAX);
+        let is_late = |visitor: &mut Visitor| now.duration_since(visitor.since) >= limit;
         let late: Vec<Lookup> = match self.limited.borrow_mut().get_mut(&id) {
             Some(limited) => limited.waiting.extract_if(.., is_late).map(|visitor| visitor.lookup).collect(),
             None => Vec::new(),

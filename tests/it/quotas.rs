@@ -14,6 +14,7 @@ use waypost::store::row::{Change, Found, Patch, QuotaAsk, Settled, Taken};
 
 use crate::servers::deployment::{Deployment, Way};
 use crate::servers::postgres::Postgres;
+use crate::servers::proxy::{Mode, Proxy};
 use crate::support::{Client, Direct, LIMIT, Server, eventually, key, request, throughout};
 
 const TARGET: &str = "https://example.com/";
@@ -537,6 +538,53 @@ fn a_store_that_is_away_gives_no_visits() {
         }
     });
     assert_eq!(answered, 2_000);
+}
+
+/// A visitor is not kept waiting by a store that is slow, and what comes too late for him is for the next one.
+#[test]
+fn a_visit_that_comes_too_late_is_not_used_up() {
+    let postgres = Postgres::shared();
+    let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], postgres.port())));
+    let deployment = Deployment::new(Way::Elsewhere(proxy.address()), "");
+    let config = deployment.path("waypost.toml");
+    let patient = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, patient.replace("lookup_timeout = \"2s\"", "lookup_timeout = \"250ms\"")).unwrap();
+    let server = deployment.instance("one");
+    limit(&deployment.store(), "once", 1);
+    let mut client = server.connect();
+    eventually(LIMIT, "it is in memory", || client.ask("HEAD", "/once", &[], b"").status == 307);
+    proxy.mode(Mode::Delay(Duration::from_millis(1_300)));
+    let begun = time::monotonic();
+    assert_eq!(client.get("/once").status, 503);
+    assert!(time::monotonic().duration_since(begun) < Duration::from_millis(900), "he waited too long");
+    // Its answer comes, and nobody waits.
+    throughout(Duration::from_secs(2), || {});
+    proxy.mode(Mode::Pass);
+    eventually(KNOWN, "the visit is there", || client.get("/once").status == 307);
+    eventually(KNOWN, "it is used up", || match client.get("/once").status {
+        307 => panic!("a second visit"),
+        status => status == 410,
+    });
+    let used = deployment.database.sql("SELECT used, (SELECT count(*) FROM quota_leases) FROM link_quotas");
+    assert_eq!(used, "1|0");
+}
+
+/// `visits_used` has nothing of what is leased, and a link of which the last is leased is not over.
+#[test]
+fn what_is_leased_is_not_used() {
+    let deployment = Deployment::new(Way::Straight, "");
+    let store = deployment.store();
+    limit(&store, "link", 32);
+    let id = LinkId(deployment.database.sql("SELECT id FROM links").parse().unwrap());
+    for (wanted, lease, settled, used) in [(2, 1, vec![], 0), (1, 2, vec![(1, 1)], 1), (0, 0, vec![(2, 0)], 2)] {
+        let settled = settled.into_iter().map(|(lease, rest)| Settled { lease, rest }).collect();
+        let ask = QuotaAsk { key: key(DomainId(0), "link"), id, wanted, waiting: wanted, lease, settled };
+        store.check(async |store| {
+            store.take_visits(ask, time::now()).await.unwrap();
+            let link = store.link(key(DomainId(0), "link")).await.unwrap().unwrap();
+            assert_eq!(link.visits_used, used, "lease {lease}");
+        });
+    }
 }
 
 /// What is asked of it is a figure, too: how many visits of one limited link an instance answers.

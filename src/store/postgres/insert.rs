@@ -118,10 +118,9 @@ const TAKE_VISITS: &str = "WITH asked AS (
   ), recorded AS (
     INSERT INTO link_changes (version, at, domain_id, code, what)
     SELECT row_number() OVER (ORDER BY id)
-        + (SELECT greatest(version, (SELECT max(version) FROM link_changes)) FROM feed
-          WHERE current_setting('waypost.begun', true) = 'yes'), $7, domain_id, code, 'used_up'
+        + (SELECT greatest(version, (SELECT max(version) FROM link_changes)) FROM feed), $7, domain_id, code, 'used_up'
     FROM ended
-  ) SELECT id, visits, max_visits IS NOT NULL, live FROM granted";
+  ) SELECT id, visits, max_visits IS NOT NULL, coalesce(live AND used >= max_visits, false) FROM granted";
 
 const MADE: &str = "SELECT id FROM links WHERE id = ANY ($1::int8[])";
 
