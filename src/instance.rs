@@ -61,6 +61,8 @@ pub struct VisitFigures {
     /// Bytes of the log, and how many it may have.
     pub spool_bytes: u64,
     pub spool_max_bytes: u64,
+    /// Of the log, what is not stored.
+    pub spool_waiting_bytes: u64,
     /// Since when the store takes no visits.
     pub sink_away_since: Option<UnixMillis>,
     /// Since when the log cannot be written.
@@ -129,16 +131,21 @@ struct Noted {
 struct Sample {
     at: UnixMillis,
     answers: u64,
-    spool_bytes: u64,
+    spool_waiting_bytes: u64,
 }
 
-/// Minutes until a spool of `figures` is full, if it goes on as since `then`; none while it does not grow. Of a spool
-/// that stores what comes nothing is known: it keeps what is stored for a while.
+/// A store that takes visits has the oldest of them sooner.
+const LATE_SECONDS: u64 = 10;
+
+/// Minutes until a spool of `figures` is full of what is not stored (what is goes first), if it goes on as since `then`; none
+/// while that does not grow, or is no more than what is on its way at any time.
 fn minutes_until_full(figures: &VisitFigures, now: UnixMillis, then: Sample) -> Option<u64> {
-    figures.sink_away_since?;
+    if figures.sink_away_since.is_none() && figures.oldest_pending_seconds < LATE_SECONDS {
+        return None;
+    }
     let span_ms = u64::try_from(now.0 - then.at.0).ok()?;
-    let grown = figures.spool_bytes.checked_sub(then.spool_bytes).filter(|grown| *grown > 0)?;
-    let left = figures.spool_max_bytes.saturating_sub(figures.spool_bytes);
+    let grown = figures.spool_waiting_bytes.checked_sub(then.spool_waiting_bytes).filter(|grown| *grown > 0)?;
+    let left = figures.spool_max_bytes.saturating_sub(figures.spool_waiting_bytes);
     u64::try_from(u128::from(left) * u128::from(span_ms) / u128::from(grown) / 60_000).ok()
 }
 
@@ -252,7 +259,7 @@ impl Instance {
             *since = if is { since.or(Some(now)) } else { None };
         }
         if now.0 - noted.samples[0].at.0 >= RATE_MS {
-            let sample = Sample { at: now, answers: self.answers(), spool_bytes: visits.spool_bytes };
+            let sample = Sample { at: now, answers: self.answers(), spool_waiting_bytes: visits.spool_waiting_bytes };
             noted.samples = [sample, noted.samples[0]];
         }
     }
@@ -357,14 +364,21 @@ mod tests {
 
     #[test]
     fn when_the_spool_is_full() {
-        let check = |away: bool, before: u64, bytes: u64, max: u64, span_ms: i64, want: Option<u64>| {
-            let since = away.then_some(UnixMillis(1));
-            let figures =
-                VisitFigures { spool_bytes: bytes, spool_max_bytes: max, sink_away_since: since, ..Default::default() };
-            let then = Sample { at: UnixMillis(1_000), answers: 0, spool_bytes: before };
+        let check_late = |away: bool, late: u64, before: u64, bytes: u64, max: u64, span_ms: i64, want: Option<u64>| {
+            let figures = VisitFigures {
+                // With what is stored and kept.
+                spool_bytes: max,
+                spool_waiting_bytes: bytes,
+                spool_max_bytes: max,
+                sink_away_since: away.then_some(UnixMillis(1)),
+                oldest_pending_seconds: late,
+                ..Default::default()
+            };
+            let then = Sample { at: UnixMillis(1_000), answers: 0, spool_waiting_bytes: before };
             let got = minutes_until_full(&figures, UnixMillis(1_000 + span_ms), then);
-            assert_eq!(got, want, "{before} {bytes} {max} {span_ms}");
+            assert_eq!(got, want, "{away} {late} {before} {bytes} {max} {span_ms}");
         };
+        let check = |away, before, bytes, max, span_ms, want| check_late(away, 2, before, bytes, max, span_ms, want);
         check(true, 0, 1_000, 61_000, 60_000, Some(60));
         check(true, 500, 1_000, 61_000, 60_000, Some(120));
         check(true, 0, 1_000, 1_000, 60_000, Some(0));
@@ -374,5 +388,8 @@ mod tests {
         check(true, 2_000, 1_000, 61_000, 60_000, None);
         check(true, 0, 1_000, 61_000, -5, None);
         check(true, 0, 1, u64::MAX, i64::MAX - 1_000, None);
+        // It answers, and is slower than the visits.
+        check_late(false, 10, 0, 1_000, 61_000, 60_000, Some(60));
+        check_late(false, 10, 1_000, 1_000, 61_000, 60_000, None);
     }
 }

@@ -4,7 +4,7 @@
 //! hot cache and its own ring of visits. **Back**: one multi-threaded runtime for the API and housekeeping, a thread that
 //! looks up, three for visits (one copies the rings into the log, one syncs it, one writes batches), and, with the embedded
 //! store, one that writes links. Nothing in front waits for anything in back, except a look-up that no memory can answer,
-//! and a request that is no redirect.
+//! a visit of a link that has a limit, and a request that is no redirect.
 //!
 //! ```text
 //!  front, per core                                            back
@@ -27,7 +27,7 @@
 //!
 //! | crossing | from, to | bound | when it is full |
 //! |---|---|---|---|
-//! | `lookup` | front → back → front: a key that memory cannot answer | [`resolve::ask::ASKED_MAX`] a core | 503 |
+//! | `lookup` | front → back → front: a key that memory cannot answer, a visit of a limited link | [`resolve::ask::ASKED_MAX`] a core | 503 |
 //! | `api` | front → back → front: a request that is no redirect | [`http::call::CALLS_MAX`] | 503 |
 //! | `visits` | front → back: that a core's ring has something new; the records themselves lie in the ring | [`visits::spool::CHUNKS_MAX`] | back looks into every ring each 20 ms; a full ring drops, counted |
 //! | `control` | back → front: tick, drain | [`control::ORDERS_MAX`] | the worker hangs, and its heartbeat shows it |

@@ -79,7 +79,9 @@ pub fn start(
         cores: u16::try_from(cores).context("there are more than 65,535 workers")?,
     };
     let (spool, rings) = Spool::open(&settings, time::now(), epoch).map_err(|error| match error {
-        spool::Error::InUse(_) | spool::Error::RingFolder(_) => anyhow::Error::new(error).context(BadConfiguration),
+        spool::Error::InUse(_) | spool::Error::RingFolder(_) | spool::Error::Newer { .. } => {
+            anyhow::Error::new(error).context(BadConfiguration)
+        }
         error @ spool::Error::Io { .. } => error.into(),
     })?;
     let spool = Arc::new(spool);
@@ -119,7 +121,7 @@ impl Standing {
 
 /// Of figures that were read in this order.
 fn figures(report: &Report, spool: &spool::Figures, answered: u64) -> VisitFigures {
-    let sum = |count: fn(&spool::read::Tally) -> u64| spool.cores.iter().map(count).sum::<u64>();
+    let sum = |count: fn(&spool::segment::Tally) -> u64| spool.cores.iter().map(count).sum::<u64>();
     let [ring_full, spool_error] = [sum(|core| core.ring_full), sum(|core| core.spool_error)];
     let recorded = answered.saturating_sub(ring_full + spool_error).saturating_sub(report.own.sum());
     // The store is told of it when it is back; everybody else is now.
@@ -145,6 +147,7 @@ fn figures(report: &Report, spool: &spool::Figures, answered: u64) -> VisitFigur
         oldest_pending_seconds: oldest.map_or(0, |at| u64::try_from((time::now().0 - at.0) / 1000).unwrap_or(0)),
         spool_bytes: spool.bytes,
         spool_max_bytes: spool.bytes_max,
+        spool_waiting_bytes: spool.waiting_bytes,
         sink_away_since: report.away.as_ref().map(|away| away.since),
         spool_failing_since: spool.failing_since,
     }

@@ -56,7 +56,12 @@ impl What {
 pub fn run(export: &Export, common: &Common) -> Outcome {
     let format = export.format.unwrap_or_else(|| format_of(&export.file));
     block_on(async {
-        let (_, store) = start(common).await?;
+        let (loaded, store) = start(common).await?;
+        if export.visits && !loaded.config.visits.raw {
+            say(
+                "visits.raw is false: single visits are not kept, and only those of before are written; waypost stats CODE has totals",
+            );
+        }
         let hosts = Hosts::read(&store).await?;
         let what = if export.visits { What::Visits } else { What::Links(export.wanted.filter(&hosts)?) };
         if export.file == Path::new("-") {

@@ -104,7 +104,7 @@ struct Fields {
     /// Where it leads once it has ended
     #[arg(long, value_name = "URL")]
     expired_url: Option<String>,
-    /// How often it answers in all
+    /// How often it answers in all; on Postgres, an instance that is killed may take up to 256 of them along
     #[arg(long, value_name = "N", value_parser = number)]
     max_visits: Option<u64>,
     /// [default: redirect.cache_control]

@@ -444,13 +444,13 @@ impl Flight {
         let (mut again, mut gathered) = (Vec::new(), Gathered::new());
         if let Some(limited) = self.limited.borrow_mut().get_mut(&id) {
             let now = time::monotonic();
-            let is_single = matches!(taken, Some(Taken::Visits { leased: false, .. }));
+            let is_at_once = matches!(taken, Some(Taken::Visits { leased: false, .. }));
             limited.quota.answered(asked, taken, now);
             for visitor in std::mem::take(&mut limited.waiting) {
                 let Visitor { lookup, entry, as_of, .. } = &visitor;
                 let is_known = believes(*as_of);
                 let looked = match taken {
-                    _ if (is_single || is_known) && limited.quota.take(now, &believes) => {
+                    _ if (is_at_once || is_known) && limited.quota.take(now, &believes) => {
                         Looked::Found(Box::new(entry.clone()), Tier::Store)
                     }
                     _ if !is_known => {

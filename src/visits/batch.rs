@@ -12,8 +12,9 @@ use ahash::{HashMap, HashSet};
 
 use super::agents::{Agent, Agents, Referrers};
 use super::sink::Position;
-use super::spool::read::{Block, Tally};
+use super::spool::read::Block;
 use super::spool::record::{self, Record};
+use super::spool::segment::Tally;
 use super::spool::{Epoch, Source, format};
 use super::{Dropped, Drops};
 use crate::config::Bots;

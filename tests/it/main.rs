@@ -11,6 +11,7 @@ mod allocations;
 mod cli;
 mod codes;
 mod coherence;
+mod deploy;
 mod faults_postgres;
 mod faults_redis;
 mod fleet;

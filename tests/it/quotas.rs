@@ -332,6 +332,24 @@ fn three_instances_answer_as_many_visits_as_a_link_has() {
     fleet.is_used_up("restarted", 1000, &fleet.servers.iter().collect::<Vec<_>>());
 }
 
+/// The embedded store leases nothing, and grants to all who wait at once.
+#[test]
+fn one_process_answers_as_many_visits_as_a_link_has() {
+    let (setup, server) = Server::new("");
+    for max in [1, 17, 1000] {
+        let code = format!("of-{max}");
+        limit(&setup.store(), &code, max);
+        let answered = AtomicU32::new(0);
+        let counted = || {
+            answered.fetch_add(1, Ordering::SeqCst);
+        };
+        std::thread::scope(|scope| {
+            (0..8).for_each(|_| drop(scope.spawn(|| visit_all(server.address(), &code, LIMIT, counted))));
+        });
+        assert_eq!(u64::from(answered.into_inner()), max);
+    }
+}
+
 /// It takes along what it held: a sixteenth of what was left at the most. And its clients do not know of what was under way.
 #[test]
 fn an_instance_that_dies_takes_along_what_it_held() {
@@ -474,4 +492,30 @@ fn a_store_that_is_away_gives_no_visits() {
         }
     });
     assert_eq!(answered, 2_000);
+}
+
+/// What is asked of it is a figure, too: how many visits of one limited link an instance answers.
+#[test]
+fn an_instance_that_stops_gives_back_what_it_did_not_spend() {
+    const SPAN: Duration = Duration::from_secs(2);
+    let deployment = Deployment::new(Way::Straight, "");
+    let server = deployment.instance("one");
+    limit(&deployment.store(), "campaign", 100_000_000);
+    let visits = || {
+        let (mut client, mut answered) = (server.connect(), 0_u32);
+        let begun = time::monotonic();
+        while time::monotonic().duration_since(begun) < SPAN {
+            assert_eq!(client.get("/campaign").status, 307);
+            answered += 1;
+        }
+        answered
+    };
+    let answered: u32 = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8).map(|_| scope.spawn(visits)).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).sum()
+    });
+    server.stop();
+    let used = deployment.database.sql("SELECT used FROM link_quotas");
+    assert_eq!(used, answered.to_string());
+    println!("{} visits of one limited link a second, over 8 connections", answered / SPAN.as_secs() as u32);
 }

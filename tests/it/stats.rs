@@ -20,7 +20,7 @@ use waypost::visits::Drops;
 use waypost::visits::agents::Agent;
 use waypost::visits::batch::{Batch, Orphan, Range, Referrer, RequestId, Row};
 use waypost::visits::sink::{Settings, Sink, postgres, sqlite};
-use waypost::visits::spool::read::Tally;
+use waypost::visits::spool::segment::Tally;
 use waypost::visits::spool::{Epoch, Source};
 
 use super::support::{Answer, Direct, Server, Setup, key};

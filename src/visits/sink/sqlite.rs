@@ -418,7 +418,7 @@ mod tests {
     use crate::visits::agents::Agent;
     use crate::visits::batch::{Batch, Orphan, Range, Referrer, RequestId, Row};
     use crate::visits::sink::{Failure, Position, Settings, Tidied};
-    use crate::visits::spool::read::Tally;
+    use crate::visits::spool::segment::Tally;
     use crate::visits::spool::{Epoch, Source};
     use crate::visits::{Dropped, Drops};
     use std::path::Path;

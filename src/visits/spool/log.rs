@@ -15,11 +15,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::copy::Piece;
 use super::disk::Disk;
 use super::live::Live;
-use super::read::Tally;
-use super::segment::{self, Block, Body, Header};
+use super::piece::Piece;
+use super::segment::{self, Block, Body, Header, Tally};
 use super::{Epoch, Place};
 use crate::domain::time::UnixMillis;
 

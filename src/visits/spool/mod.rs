@@ -26,10 +26,11 @@ use disk::Disk;
 use folder::RingFolder;
 use live::Live;
 use log::{Log, Unsynced};
-use read::{Next, Reader, Tally};
+use read::{Next, Reader};
 pub use recovery::recover_rings;
 use retain::{Goes, Limits};
 use ring::{About, Counts, RingWriter};
+use segment::Tally;
 pub use summary::{Summary, summary};
 
 pub mod copy;
@@ -41,6 +42,7 @@ pub mod live;
 pub mod log;
 pub mod lost;
 pub mod map;
+pub mod piece;
 pub mod read;
 pub mod record;
 pub mod recovery;
@@ -97,6 +99,12 @@ pub enum Error {
          the process that writes to a mapping of it; name a tmpfs with spool.ring"
     )]
     RingFolder(PathBuf),
+    #[error(
+        "{path} is of version {found}, this program reads version {known}: use the newer waypost that wrote it; nothing \
+         of it is lost",
+        known = format::VERSION
+    )]
+    Newer { path: PathBuf, found: u32 },
     #[error("{what} {path}: {error}")]
     Io { what: &'static str, path: PathBuf, error: io::Error },
 }
@@ -171,6 +179,8 @@ pub struct Figures {
     /// Of the log, and up to which it may grow now.
     pub bytes: u64,
     pub bytes_max: u64,
+    /// Of it, what is not stored.
+    pub waiting_bytes: u64,
     /// Since when the log cannot be written or synced.
     pub failing_since: Option<UnixMillis>,
     /// Visits that this process gave up because the log was full.
@@ -488,6 +498,7 @@ impl Shared {
             }
             state.figures.bytes = segments.iter().map(|segment| segment.bytes).sum();
             state.figures.bytes_max = bytes_max;
+            state.figures.waiting_bytes = retain::waiting_bytes(&segments, state.stored, self.live.written());
             Limits {
                 keep_ms: i64::try_from(self.settings.keep.as_millis()).unwrap_or(i64::MAX),
                 keep_bytes: self.settings.keep_bytes,

@@ -19,9 +19,9 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::format::{BLOCK_HEADER_BYTES, SEGMENT_HEADER_BYTES};
+use super::format::{BLOCK_HEADER_BYTES, SEGMENT_HEADER_BYTES, VERSION};
 use super::live::Live;
-use super::segment::{self, Body, Header};
+use super::segment::{self, Body, Header, Tally};
 use super::{Epoch, Place, Source, lost};
 use crate::domain::time::UnixMillis;
 use crate::visits::Dropped;
@@ -125,20 +125,6 @@ pub struct Block<'a> {
     /// Ids whose string is new or another one since this core's block before.
     pub strings_new: &'a [u32],
     strings: &'a Strings,
-}
-
-/// How a core stood.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tally {
-    pub source: Source,
-    /// Records that the log has had: the number of the next one.
-    pub appended: u64,
-    /// Visits of a link among them.
-    pub visits: u64,
-    pub ring_full: u64,
-    pub spool_error: u64,
-    /// Orphans that were not recorded.
-    pub orphans: u64,
 }
 
 impl Block<'_> {
@@ -488,6 +474,14 @@ pub fn header(dir: &Path, number: u64) -> Option<Header> {
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
     File::open(dir.join(segment::name(number))).ok()?.read_exact_at(&mut bytes, 0).ok()?;
     Header::decode(&bytes).filter(|header| header.number == number)
+}
+
+/// The version of a segment that a newer program has written.
+#[must_use]
+pub fn newer_version(dir: &Path, number: u64) -> Option<u32> {
+    let mut bytes = [0; SEGMENT_HEADER_BYTES];
+    File::open(dir.join(segment::name(number))).ok()?.read_exact_at(&mut bytes, 0).ok()?;
+    segment::version(&bytes).filter(|version| *version > VERSION)
 }
 
 impl Buffer {

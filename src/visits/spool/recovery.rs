@@ -15,9 +15,10 @@ use super::copy::Copier;
 use super::disk::Disk;
 use super::live::Live;
 use super::log::{Log, Unsynced};
-use super::read::{self, Block, Item, Next, Reader, Tally};
+use super::read::{self, Block, Item, Next, Reader};
 use super::ring::{self, RingReader};
-use super::{Epoch, Error, Source, at, disk, folder, lost, retain, segment};
+use super::segment::{self, Tally};
+use super::{Epoch, Error, Source, at, disk, folder, lost, retain};
 use crate::domain::time::UnixMillis;
 
 /// Recovers the rings that `rings` names and those of this spool in `base`; says what became of them. The folders that
@@ -29,6 +30,11 @@ pub(super) fn recover(
     disk: &Arc<dyn Disk>,
     now: UnixMillis,
 ) -> Result<(BTreeSet<PathBuf>, u64), Error> {
+    let there = at("cannot read", dir, read::segments(dir))?;
+    // What it says would look damaged, be counted so, and go.
+    if let Some((number, found)) = there.iter().find_map(|number| Some((*number, read::newer_version(dir, *number)?))) {
+        return Err(Error::Newer { path: dir.join(segment::name(number)), found });
+    }
     let lost = at("cannot read", dir, lost::read(dir))?;
     for number in lost.keys() {
         // Its line was written, and the process killed before it went.

@@ -17,7 +17,7 @@ use super::disk::Disk;
 use super::format::{BLOCK_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use super::lost::{self, Line, Range};
 use super::segment::{self, Block, Body, Header};
-use super::{Epoch, read};
+use super::{Epoch, Place, read};
 use crate::domain::time::UnixMillis;
 use crate::visits::Dropped;
 
@@ -110,6 +110,14 @@ pub fn scan(dir: &Path) -> io::Result<Vec<Segment>> {
     }
     segments.sort_unstable_by_key(|segment| segment.number);
     Ok(segments)
+}
+
+/// What `segments` have from `stored` up to `written`. What is reserved for the one that is written is no part of it.
+#[must_use]
+pub fn waiting_bytes(segments: &[Segment], stored: Place, written: Place) -> u64 {
+    let whole = segments.iter().filter(|segment| (stored.segment..written.segment).contains(&segment.number));
+    let whole = whole.map(|segment| segment.bytes).sum::<u64>();
+    (whole + written.offset).saturating_sub(stored.offset)
 }
 
 /// Bytes of the disk that a file has (stat(2): blocks are of 512 bytes).

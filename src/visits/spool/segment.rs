@@ -3,12 +3,11 @@
 //! In: what is to be written, or bytes. Out: bytes, or what they say. Pure.
 //! Never: believes a length or a checksum that does not fit.
 
-use super::Epoch;
 use super::format::{
     BLOCK_BYTES_MAX, BLOCK_HEADER_BYTES, BLOCK_RECORDS, BLOCK_TALLY, KIND_ORPHAN, LOG_MAGIC, RECORD_BYTES_MAX,
     RECORD_BYTES_MIN, SEGMENT_HEADER_BYTES, VERSION,
 };
-use super::read::Tally;
+use super::{Epoch, Source};
 use crate::domain::time::UnixMillis;
 
 /// The name of segment `number`.
@@ -63,6 +62,12 @@ impl Header {
     }
 }
 
+/// The version that a segment's header says, if it is one.
+#[must_use]
+pub fn version(header: &[u8; SEGMENT_HEADER_BYTES]) -> Option<u32> {
+    header.starts_with(&LOG_MAGIC).then(|| u32_at(header, 8))
+}
+
 /// One block of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block<'a> {
@@ -79,6 +84,20 @@ pub struct Block<'a> {
 pub enum Body<'a> {
     Records { count: u32, visits: u32, strings: &'a [u8], records: &'a [u8] },
     Tally { ring_full: u64, spool_error: u64, orphans: u64 },
+}
+
+/// How a core stood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tally {
+    pub source: Source,
+    /// Records that the log has had: the number of the next one.
+    pub appended: u64,
+    /// Visits of a link among them.
+    pub visits: u64,
+    pub ring_full: u64,
+    pub spool_error: u64,
+    /// Orphans that were not recorded.
+    pub orphans: u64,
 }
 
 impl Block<'_> {

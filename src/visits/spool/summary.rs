@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::read::{Item, Reader, Tally};
+use super::read::{Item, Reader};
+use super::segment::Tally;
 use super::{Epoch, Source, folder, retain};
 use crate::visits::{Dropped, Drops};
 

@@ -413,6 +413,22 @@ fn what_goes() {
 }
 
 #[test]
+fn what_waits() {
+    let segments = [1, 2, 3].map(|number| Segment { number, bytes: 10, changed_at: NOW, stored_at: None });
+    let check = |stored: (u64, u64), written: (u64, u64), expected| {
+        let place = |(segment, offset)| Place { segment, offset };
+        assert_eq!(retain::waiting_bytes(&segments, place(stored), place(written)), expected, "{stored:?} {written:?}");
+    };
+    check((0, 0), (3, 4), 24);
+    check((1, 3), (3, 4), 21);
+    check((3, 3), (3, 4), 1);
+    check((3, 4), (3, 4), 0);
+    check((2, 9), (4, 0), 11);
+    // The disk has less of it than was written, or the figures are of another moment.
+    check((3, 4), (3, 3), 0);
+}
+
+#[test]
 fn what_is_given_up_is_written_down_and_a_gap() {
     let dir = tempfile::tempdir().unwrap();
     let disk = Faulty::new(0..0, None);
@@ -516,6 +532,24 @@ fn a_folder_has_one_process() {
     assert!(matches!(Spool::open(&place.settings(1), NOW, Epoch(4)), Err(Error::InUse(_))));
     drop(lock);
     place.seal(5);
+}
+
+/// Read as if it were damaged, it would be counted as lost, and go.
+#[test]
+fn what_a_newer_program_has_written_is_left_to_it() {
+    let place = Folders::new();
+    place.seal(1);
+    let segment = fs::read_dir(place.settings(1).dir).unwrap().map(|entry| entry.unwrap().path());
+    let segment = segment.into_iter().find(|path| path.extension().is_some_and(|end| end == "log")).unwrap();
+    let mut newer = fs::read(&segment).unwrap();
+    newer[8] += 1;
+    fs::write(&segment, &newer).unwrap();
+    let start = Spool::open(&place.settings(1), NOW, Epoch(2)).map(drop);
+    for refused in [start, recovery::recover_rings(&place.settings(1).dir, NOW).map(drop)] {
+        let why = refused.unwrap_err().to_string();
+        assert!(why.contains(segment.to_str().unwrap()) && why.contains("is of version 2"), "{why}");
+    }
+    assert_eq!(fs::read(&segment).unwrap(), newer);
 }
 
 #[test]
@@ -688,7 +722,10 @@ fn what_a_killed_start_had_reserved_is_given_back() {
     assert_eq!(fs::read(&path).unwrap(), [1; 100]);
 }
 
-/// Lines of 16 segments, each with what `link` says of its n-th link, of which there are 120,000.
+/// Long numbers make a file long with few of them.
+const LOST_EACH: u64 = 100_000_000_000_000_000;
+
+/// Lines of 16 segments, each with 26,000 links, of which `link` says the n-th.
 fn write_lost(dir: &Path, link: impl Fn(u64, u64) -> u64) {
     let mut file = File::create(dir.join(lost::NAME)).unwrap();
     for segment in 1..=16 {
@@ -700,7 +737,7 @@ fn write_lost(dir: &Path, link: impl Fn(u64, u64) -> u64) {
             before: 8 * segment,
             visits: 8,
         };
-        let links = (0..120_000).map(|nth| (link(segment, nth), 1)).collect();
+        let links = (0..26_000).map(|nth| (10_000_000_000_000_000_000 + link(segment, nth), LOST_EACH)).collect();
         let line = lost::Line { segment, reason: "spool_full".to_owned(), sources: vec![range], links };
         file.write_all(&line.encode().unwrap()).unwrap();
     }
@@ -716,7 +753,11 @@ fn a_long_list_of_what_was_lost_is_shortened() {
         let text = fs::read_to_string(dir.path().join(lost::NAME)).unwrap();
         assert!((text.len() as u64) < lost::LOST_BYTES_MAX / 2);
         let links = text.lines().filter_map(|line| serde_json::from_str::<lost::Line>(line).ok());
-        assert_eq!(links.flat_map(|line| line.links.into_values()).sum::<u64>(), counted, "{there:?}");
+        assert_eq!(
+            links.flat_map(|line| line.links.into_values()).map(|visits| visits / LOST_EACH).sum::<u64>(),
+            counted,
+            "{there:?}"
+        );
         let all = lost::read(dir.path()).unwrap().into_iter().map(|(segment, ranges)| {
             let [range] = ranges[..] else { panic!("{ranges:?}") };
             assert_eq!((range.visits, range.before), ((range.to - range.from) / 10 * 8, range.from / 10 * 8));
@@ -725,9 +766,9 @@ fn a_long_list_of_what_was_lost_is_shortened() {
         assert_eq!(all.collect::<Vec<_>>(), lines, "{there:?}");
     };
     let same = |_, nth| nth;
-    check(&[], same, &[(16, 10, 170)], 16 * 120_000);
+    check(&[], same, &[(16, 10, 170)], 16 * 26_000);
     // Of one that is there what was lost before it is told before it; one that should have gone keeps its line.
-    check(&[5, 40], same, &[(4, 10, 50), (5, 50, 60), (16, 60, 170)], 16 * 120_000);
+    check(&[5, 40], same, &[(4, 10, 50), (5, 50, 60), (16, 60, 170)], 16 * 26_000);
     check(&[], |segment, nth| segment * 1_000_000 + nth, &[(16, 10, 170)], 0);
     // A short one stays as it is.
     let dir = tempfile::tempdir().unwrap();

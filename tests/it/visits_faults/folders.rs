@@ -6,9 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::sink::COPY_BEGINS;
 use super::{Kept, Stand, pending, redirects};
 use crate::servers::port;
-use crate::servers::proxy::Mode;
+use crate::servers::proxy::{Mode, Side};
 use crate::support::{LIMIT, Server, eventually};
 
 #[test]
@@ -132,6 +133,25 @@ fn a_replay_from_elsewhere() {
     }
     let other = start_at(&stand, &elsewhere);
     stand.judge(&other, &ledger).right();
+    let server = stand.start();
+    stand.judge(&server, &ledger).right();
+}
+
+/// Its machine is not gone: it starts again while somebody stores what it left.
+#[test]
+fn a_start_while_its_spool_is_replayed() {
+    let stand = Stand::new(Kept::Postgres, "");
+    let ledger = killed_with_visits(&stand);
+    let proxy = &stand.back().proxy;
+    let held = proxy.held();
+    proxy.mode(Mode::HoldAt(Side::Client, COPY_BEGINS.to_vec()));
+    let spool = stand.place.data().join("spool");
+    let replay = stand.place.spawn(&["spool", "replay", spool.to_str().unwrap()]);
+    eventually(LIMIT, "it stores", || proxy.held() > held);
+    stand.place.check(&["serve", "--listen", "127.0.0.1:0"], 78, &["another process", spool.to_str().unwrap()]);
+    proxy.release();
+    let replayed = replay.wait_with_output().unwrap();
+    assert!(replayed.status.success(), "{}", String::from_utf8_lossy(&replayed.stderr));
     let server = stand.start();
     stand.judge(&server, &ledger).right();
 }

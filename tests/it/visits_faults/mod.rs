@@ -23,6 +23,7 @@ mod clock;
 mod disk;
 mod folders;
 mod kills;
+mod rollups;
 mod sink;
 mod trace;
 

@@ -15,7 +15,7 @@ const SPAN: Duration = Duration::from_secs(1);
 /// The longest that one step of a batch takes before it is given up, and the breaker's recovery, and some time.
 const GIVEN_UP: Duration = Duration::from_secs(20);
 
-const COPY_BEGINS: &[u8] = b"PGCOPY\n\xff\r\n\0";
+pub(super) const COPY_BEGINS: &[u8] = b"PGCOPY\n\xff\r\n\0";
 /// CommandComplete (PostgreSQL manual, section 55.7) of the rows, of a transaction.
 const COPIED: &[u8] = b"COPY ";
 const COMMITTED: &[u8] = b"C\0\0\0\x0bCOMMIT\0";

@@ -30,8 +30,6 @@ const STALE_MAX: Duration = Duration::from_secs(2);
 /// CommandComplete (PostgreSQL manual, section 55.7).
 const COMMITTED: &[u8] = b"C\0\0\0\x0bCOMMIT\0";
 const WORKERS: usize = 2;
-/// At `/healthz` loadgen asks whether the ids of its requests are believed.
-const PROBE: [(&str, &str); 1] = [(" /livez /health /healthz }", " /livez /health }")];
 
 /// From a moment to a moment.
 pub(super) type Span = (UnixMillis, UnixMillis);
@@ -83,7 +81,7 @@ impl Stand {
         let rest = config(&redis, WORKERS).replacen(CONFIG, "", 1);
         let fleet = Fleet::on(&primary, Way::Through(way.address().port()), 3, &rest);
         let standby = primary.standby();
-        let haproxy = Haproxy::changed([0, 1, 2].map(|instance| address(fleet.port(instance))), &PROBE);
+        let haproxy = Haproxy::start([0, 1, 2].map(|instance| address(fleet.port(instance))));
         let this = Self {
             fleet,
             haproxy,
@@ -183,7 +181,7 @@ impl Stand {
                 self.primary.kill();
                 self.redis.kill();
             }
-            Fault::Reload => self.haproxy.reload(&PROBE),
+            Fault::Reload => self.haproxy.reload(&[]),
         }
     }
 
