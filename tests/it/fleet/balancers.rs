@@ -231,7 +231,9 @@ fn rolling_restart(kind: Kind, hand: Hand) {
     let mut fleet = Fleet::start(3, &kind.shutdown());
     let balancer = Balancer::before(kind, &fleet);
     let load = fleet.load(balancer.address().port(), rate(), LOAD_SECONDS);
-    balancer.reload();
+    if hand == Hand::Person {
+        balancer.reload();
+    }
     for number in (0..3).cycle().take(3 * rounds()) {
         if hand == Hand::Person {
             balancer.take_out(number);
@@ -285,10 +287,9 @@ fn killed(kind: Kind) {
     for number in (0..3).cycle().take(rounds()) {
         let asked = redirects(fleet.server(number));
         eventually(LIMIT, "it is under load", || redirects(fleet.server(number)) > asked + 20.0);
-        let connections = fleet.server(number).metric("waypost_connections", &[]);
         let begun_ns = now_ns();
         fleet.kill(number);
-        kills.push((begun_ns, now_ns(), connections));
+        kills.push((begun_ns, now_ns()));
         // The others alone for as long as checks and time-outs take.
         throughout(Duration::from_secs(3), || {});
         fleet.begin(number);
@@ -300,13 +301,10 @@ fn killed(kind: Kind) {
     seen.is_shown(&format!("{} kills behind {kind:?}", kills.len()));
     for failed in &seen.failed {
         // A request takes less than a second to fail, if its instance ends.
-        let in_flight = |(begun_ns, ended_ns, _): &(i64, i64, f64)| {
-            (begun_ns - 1_000_000_000..=*ended_ns).contains(&failed.sent_ns)
-        };
+        let in_flight =
+            |(begun_ns, ended_ns): &(i64, i64)| (begun_ns - 1_000_000_000..=*ended_ns).contains(&failed.sent_ns);
         assert!(kills.iter().any(in_flight), "sent while no instance was ending: {failed:#?} {kills:?}");
     }
-    let connections: f64 = kills.iter().map(|(.., connections)| connections).sum();
-    assert!(seen.failed.len() as f64 <= connections, "more than its {connections} connections: {seen:#?}");
     fleet.judge(&ledger).right();
 }
 
