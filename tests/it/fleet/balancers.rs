@@ -34,6 +34,8 @@ const NO_ANSWER: &str = "no answer";
 /// In the networks that a balancer believes and lets use the API, as [`Haproxy::start`] has it; and not.
 const INSIDE: &str = "127.0.0.9";
 const OUTSIDE: &str = "127.200.0.1";
+/// A balancer that is believed; who comes by way of it is a visitor.
+const EDGE: &str = "127.0.0.200";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -634,7 +636,9 @@ fn what_the_world_does_not_see() {
         }
         assert_eq!(status(OUTSIDE, "/healthz"), (200, true), "{kind:?}");
         for path in ["/api/v1/accounting", "/api/v1/status", "/shorten", "/stats/x", "/x/stats", "/docs", "/docs/x"] {
-            assert_eq!(status(OUTSIDE, path), (404, false), "{kind:?} {path}");
+            for source in [OUTSIDE, EDGE] {
+                assert_eq!(status(source, path), (404, false), "{kind:?} {path} from {source}");
+            }
             assert!(status(INSIDE, path).1, "{kind:?} {path}: waypost is not asked");
         }
         // Codes that begin like them.
