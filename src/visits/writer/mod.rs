@@ -7,7 +7,8 @@
 //! At its limit: a store that does not answer is asked again and again, and the log grows up to its own limit.
 //!
 //! Every outcome that is not plain ends in the same way: ask the store where it stands, go to the place in the log where that
-//! is, and go on. [`state`] decides, [`Course`] does, [`Writer`] is the thread.
+//! is, and go on. So does one that is idle when the store is another one than before. [`state`] decides, [`Course`] does,
+//! [`Writer`] is the thread.
 
 #[cfg(test)]
 pub(super) mod model;

@@ -4,7 +4,7 @@
 //! Never: excuses what `verify` finds wrong, but for what an asynchronous standby did not have when it became the primary.
 //! At the limit: all requests of a campaign are in memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::Value;
@@ -95,14 +95,27 @@ impl Ledger {
     /// Visits that no link has any more, each of a link that is among the `lost`. `visits`: their export.
     #[track_caller]
     pub(super) fn without_link(&self, visits: &Path, lost: &HashSet<&str>) -> u64 {
-        let exported = std::fs::read_to_string(visits).unwrap();
+        let without =
+            self.visits(visits).into_iter().filter(|(_, visit)| visit["code"] == "" && visit["kind"] != "orphan");
+        let codes: Vec<&str> = without.map(|(request, _)| request.code.as_str()).collect();
+        let others: Vec<&&str> = codes.iter().filter(|code| !lost.contains(*code)).collect();
+        assert!(others.is_empty(), "visits without a link, and the links are there: {others:?}");
+        codes.len() as u64
+    }
+
+    /// I6: visits of requests that no answer came to, sent outside of these spans. `visits`: their export.
+    pub(super) fn unexplained(&self, visits: &Path, spans: &[Span]) -> Vec<String> {
+        let unanswered = |request: &Request| matches!(request.answer, None | Some((502 | 504, _)));
+        let within = |request: &Request| spans.iter().any(|(from, to)| *from <= request.at && request.at <= *to);
+        let visits = self.visits(visits).into_iter().map(|(request, _)| request);
+        visits.filter(|request| unanswered(request) && !within(request)).map(|request| format!("{request:?}")).collect()
+    }
+
+    /// Visits of the ledger's requests. Those of other clients are of links that were not made while anything could be lost.
+    fn visits(&self, exported: &Path) -> Vec<(&Request, Value)> {
+        let exported = std::fs::read_to_string(exported).unwrap();
         let visits = exported.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let asked = visits.filter(|visit| visit["code"] == "" && visit["kind"] != "orphan").filter_map(|visit| {
-            // Those of other clients are of links that were not made while anything could be lost.
-            Some(self.requests.get(visit["request_id"].as_str()?)?.code.as_str())
-        });
-        asked.inspect(|code| assert!(lost.contains(code), "a visit of {code} has no link, and that is there")).count()
-            as u64
+        visits.filter_map(|visit| Some((self.requests.get(visit["request_id"].as_str()?)?, visit))).collect()
     }
 
     /// I3, I8: a redirect to somewhere else, and "there is no such link" of a link that is there.
@@ -123,8 +136,8 @@ impl Ledger {
     }
 
     /// Of each status, how many; 0: no answer.
-    pub(super) fn statuses(&self) -> std::collections::BTreeMap<u16, u64> {
-        let mut statuses = std::collections::BTreeMap::new();
+    pub(super) fn statuses(&self) -> BTreeMap<u16, u64> {
+        let mut statuses = BTreeMap::new();
         for request in self.requests.values() {
             *statuses.entry(request.answer.map_or(0, |(status, _)| status)).or_default() += 1;
         }

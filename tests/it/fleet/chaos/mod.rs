@@ -7,7 +7,8 @@
 //! At the limit: each round has at most 22 s, of which faults take 8; what is not over by then makes the next one late.
 //!
 //! What must hold, whatever happens:
-//! - Each redirect that a client received is one visit, none is two, nothing was given up (I4–I7).
+//! - Each redirect that a client received is one visit, none is two, nothing was given up; a visit without an answer was in
+//!   flight when an instance went (I4–I7).
 //! - No answer of an instance leads elsewhere, or says that a link is not there which is (I3, I8), to whomever.
 //! - What an instance has in memory it answers (I9), unless it is itself stopped, or was started without Postgres.
 //! - 10 s after the last end of a round there is full service (I11), and until the next round no client sees a failure.
@@ -43,6 +44,8 @@ mod watch;
 const RATE: u32 = if cfg!(debug_assertions) { 150 } else { 600 };
 /// Of a span without faults, at its end: what was sent by then has its answer before the next fault.
 const MARGIN_MS: i64 = 500;
+/// How long HAProxy waits for an answer.
+const IN_FLIGHT_MS: i64 = 6_000;
 /// What was under way when a fault began, or is late when it has ended.
 const EDGE_MS: i64 = 1_000;
 
@@ -118,6 +121,7 @@ fn campaign(seconds: u64, seed: u64) {
     let load = stand.fleet.load(stand.haproxy.address().port(), RATE, load_s);
     let watch = Watch::begin(&stand.addresses());
     let calm = carry_out(&mut stand, &rounds);
+    let stopped = time::now();
     let (path, seen) = (load.stop(), watch.end());
 
     let account = Account::settled(&stand.fleet.servers());
@@ -135,6 +139,11 @@ fn campaign(seconds: u64, seed: u64) {
     let lost = ledger.lost(&folder.join("links.csv"), &stand.diary.lost);
     let without_link = ledger.without_link(&folder.join("visits.ndjson"), &lost);
     let failures = ledger.failures(&calm, &lost);
+    // What was in flight when an instance went, or loadgen.
+    let in_flight = |from: UnixMillis, to: UnixMillis| (UnixMillis(from.0 - IN_FLIGHT_MS), to);
+    let mut went: Vec<Span> = stand.diary.down.iter().map(|(_, (from, to))| in_flight(*from, *to)).collect();
+    went.push(in_flight(stopped, UnixMillis::NEVER));
+    let unexplained = ledger.unexplained(&folder.join("visits.ndjson"), &went);
     let calm_ms: i64 = calm.iter().map(|(from, to)| to.0 - from.0).sum();
     let mut kinds: BTreeMap<Fault, usize> = BTreeMap::new();
     rounds.iter().flatten().for_each(|event| *kinds.entry(event.fault).or_default() += 1);
@@ -167,6 +176,7 @@ fn campaign(seconds: u64, seed: u64) {
         seen.odd.len(),
         &unexcused[..unexcused.len().min(20)]
     );
+    assert_eq!(unexplained, empty, "I6");
     assert_eq!(failures, empty, "I11");
     let panicked: Vec<_> = stand.lines().filter(|(_, line)| line.contains("panicked")).collect();
     assert!(panicked.is_empty(), "I10: {panicked:#?}");

@@ -136,7 +136,7 @@ fn try_ask(
     let answer = String::from_utf8_lossy(&answer);
     let parsed = answer.split_once("\r\n\r\n").and_then(|(head, _)| {
         let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
-        let location = head.lines().find_map(|line| line.to_lowercase().starts_with("location:").then_some(line));
+        let location = head.lines().find(|line| line.to_lowercase().starts_with("location:"));
         let location = location.and_then(|line| Some(line.split_once(':')?.1.trim().to_owned()));
         Some(Outcome::Answered { status, location })
     });
