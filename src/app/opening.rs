@@ -4,12 +4,14 @@
 //! later, the parts that make links; the numbers of the domains; where memory begins.
 //! Never: starts on a store of another schema or of other codes, or makes links in one that comes later; serves a domain
 //! whose number it does not know.
-//! At its limit: a store that is away is asked again each second, for as long as the process lives.
+//! At its limit: a store that is away is asked again each second, for as long as the process lives. One that is slow is waited
+//! for as long as it takes, or for [`PATIENCE`] where the last run's links are there to begin with.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::task::JoinHandle;
 
 use crate::codes::Strategy;
 use crate::config::{self, Config};
@@ -22,6 +24,10 @@ use crate::resolve::warm::Warm;
 use crate::store::{self, Store, postgres};
 
 const AGAIN: Duration = Duration::from_secs(1);
+/// Opening asks some twenty times, one after the other: with 400 ms for each it took ten seconds.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+type Opens = JoinHandle<store::Result<(Vec<DomainId>, StoredAsOf)>>;
 
 /// What stays closed until the store was there once.
 pub type Later = Arc<OnceLock<Arc<Links>>>;
@@ -50,13 +56,19 @@ impl Opening {
     /// Opens what can be opened now. What the store has to say is waited for in the background if it is away.
     pub async fn start(self, snapshot: Option<&Warm>) -> anyhow::Result<Opened> {
         let links = Later::default();
-        // Each step has a time-out of its own. A migration has none: killed half-way it would only begin again.
-        let error = match self.open(&links).await {
-            Ok((domains, at)) => return Ok(Opened { links, domains, at, complete: true }),
-            Err(error) if error.is_transient() => error,
-            Err(error) => return Err(error.into()),
+        let mut opens = self.spawn(&links);
+        let opened = match snapshot {
+            Some(_) => tokio::time::timeout(PATIENCE, &mut opens).await.ok(),
+            None => Some((&mut opens).await),
         };
-        let domains = self.known_domains(snapshot).with_context(|| error.to_string())?;
+        // Each step has a time-out of its own. A migration has none: killed half-way it would only begin again.
+        let (error, opens) = match opened.transpose()? {
+            Some(Ok((domains, at))) => return Ok(Opened { links, domains, at, complete: true }),
+            Some(Err(error)) if error.is_transient() => (error.to_string(), None),
+            Some(Err(error)) => return Err(error.into()),
+            None => (format!("it takes more than {} s", PATIENCE.as_secs()), Some(opens)),
+        };
+        let domains = self.known_domains(snapshot).with_context(|| error.clone())?;
         tracing::warn!(
             dependency = "store",
             %error,
@@ -64,16 +76,24 @@ impl Opening {
             "the store is away: starting with the links of the last run"
         );
         let (later, known) = (Arc::clone(&links), domains.clone());
-        super::vital(tokio::spawn(async move { self.go_on(&later, &known).await }));
+        super::vital(tokio::spawn(async move { self.go_on(opens, &later, &known).await }));
         let at = snapshot.map_or(StoredAsOf { generation: 0, position: 0 }, |warm| warm.about.as_of);
         Ok(Opened { links, domains, at, complete: false })
     }
 
-    async fn go_on(&self, links: &Later, known: &[DomainId]) {
+    /// `opens`: what is under way already.
+    async fn go_on(&self, mut opens: Option<Opens>, links: &Later, known: &[DomainId]) {
         let mut said = String::new();
         loop {
-            tokio::time::sleep(AGAIN).await;
-            match self.open(links).await {
+            let opens = match opens.take() {
+                Some(opens) => opens,
+                None => {
+                    tokio::time::sleep(AGAIN).await;
+                    self.spawn(links)
+                }
+            };
+            let Ok(opened) = opens.await else { return };
+            match opened {
                 Ok((domains, _)) if domains == known => {
                     return tracing::info!(dependency = "store", "the store is there: links can be made");
                 }
@@ -93,6 +113,11 @@ impl Opening {
                 }
             }
         }
+    }
+
+    fn spawn(&self, later: &Later) -> Opens {
+        let (this, later) = (self.clone(), Arc::clone(later));
+        tokio::spawn(async move { this.open(&later).await })
     }
 
     async fn open(&self, later: &Later) -> store::Result<(Vec<DomainId>, StoredAsOf)> {

@@ -811,3 +811,25 @@ fn a_start_without_stores_after_a_stop() {
 fn a_start_without_stores_after_a_kill() {
     check_start_without_stores(End::Killed);
 }
+
+/// Each answer of Postgres comes 400 ms late, and a start asks for many, one after the other.
+#[test]
+fn a_start_with_a_slow_store() {
+    let stand = Stand::new(true, None, "");
+    stand.add("cold");
+    let server = stand.start(0);
+    let warm = server.warm(TARGET);
+    server.stop();
+    stand.proxy.mode(Mode::Delay(Duration::from_millis(400)));
+    let begun = time::monotonic();
+    let server = stand.start(0);
+    let took = since(begun);
+    assert_eq!(server.get(&format!("/{warm}")).location(), Some(TARGET));
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    stand.proxy.mode(Mode::Pass);
+    let (mut client, key) = (server.connect(), server.admin_key());
+    comes_back(&mut client, "cold");
+    eventually(BACK, "it creates", || create(&mut client, "after", &key).status == 201);
+    report("slow store", &format!("started after {took:?}"));
+    server.stop();
+}
