@@ -5,6 +5,7 @@
 //! Never: needs a container, a cluster, or the network; for schemas and more see `script/lint-deploy`.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -161,6 +162,27 @@ fn the_scripts_parse() {
     for script in ["postgres/fence.sh", "postgres/primary.sh", "postgres/standby.sh", "pgbouncer/start.sh"] {
         ran(Command::new("sh").arg("-n").arg(path("deploy/compose").join(script)));
     }
+}
+
+/// After a failover by hand the first primary comes back read-only, and PgBouncer leads to the other one.
+#[test]
+fn the_old_primary_is_fenced() {
+    let folder = TempDir::new().unwrap();
+    let shown = folder.path().join("docker-entrypoint.sh");
+    std::fs::write(&shown, "#!/bin/sh\necho \"$@\"\n").unwrap();
+    std::fs::set_permissions(&shown, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let search = format!("{}:/usr/bin:/bin", folder.path().display());
+    let begun = |primary: &str| {
+        let mut command = Command::new("sh");
+        command.arg(path("deploy/compose/postgres/fence.sh")).args(["postgres", "-cmax_connections=100"]);
+        ran(command.env("PATH", &search).env("PRIMARY", primary))
+    };
+    assert_eq!(begun("postgres"), "postgres -cmax_connections=100\n");
+    assert_eq!(begun("standby"), "postgres -cmax_connections=100 -cdefault_transaction_read_only=on\n");
+
+    let services = &compose()["services"];
+    assert_eq!(services["postgres"]["environment"]["PRIMARY"], services["pgbouncer"]["environment"]["PRIMARY"]);
+    assert_eq!(text(&services["postgres"]["entrypoint"][1]), "/fence.sh");
 }
 
 #[test]
