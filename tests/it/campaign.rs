@@ -6,7 +6,7 @@
 //! At the limit: whatever is pending must be stored within [`SETTLED`] of the fault's end, else the test fails and shows the
 //! server's log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -82,6 +82,90 @@ impl Load {
         let Ran { code, err, .. } = self.running.ends();
         assert!(matches!(code, Some(0 | 1 | 3 | 99 | 130)), "{code:?}: {err}");
         self.ledger
+    }
+}
+
+/// What loadgen's clients saw, by its ledger (`loadgen/LEDGER.md`).
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    /// By their ids.
+    pub(crate) requests: HashMap<String, Request>,
+    pub(crate) created: Vec<Created>,
+    /// Of its last line.
+    pub(crate) ended: UnixNanos,
+}
+
+/// Of the wall clock.
+pub(crate) type UnixNanos = i64;
+
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) sent: UnixNanos,
+    pub(crate) class: String,
+    pub(crate) code: String,
+    pub(crate) answer: Option<Received>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Received {
+    pub(crate) at: UnixNanos,
+    pub(crate) status: u16,
+    /// It led to the right target.
+    is_right: bool,
+}
+
+/// A link that was acknowledged.
+#[derive(Debug)]
+pub(crate) struct Created {
+    pub(crate) at: UnixNanos,
+    pub(crate) code: String,
+}
+
+impl Ledger {
+    /// Of a load that may have been stopped in the middle of a line.
+    pub(crate) fn read(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).unwrap();
+        let mut lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+        let begun: UnixNanos = lines.next().unwrap().split('\t').nth(5).unwrap().parse().unwrap();
+        let mut this = Self { requests: HashMap::new(), created: Vec::new(), ended: begun };
+        for line in lines {
+            let fields: Vec<&str> = line.split('\t').collect();
+            let at = begun + fields[2].parse::<UnixNanos>().unwrap();
+            this.ended = this.ended.max(at);
+            match fields[..] {
+                ["S", id, _, class, _, code] => {
+                    let request = Request { sent: at, class: class.to_owned(), code: code.to_owned(), answer: None };
+                    this.requests.insert(id.to_owned(), request);
+                }
+                ["R", id, _, status, right] => {
+                    let received = Received { at, status: status.parse().unwrap(), is_right: right == "1" };
+                    this.requests.get_mut(id).unwrap().answer = Some(received);
+                }
+                ["C", _, _, code, _] => this.created.push(Created { at, code: code.to_owned() }),
+                _ => panic!("no line of a ledger: {line:?}"),
+            }
+        }
+        this
+    }
+}
+
+impl Request {
+    /// Whether it came to what loadgen's scenario expects of it.
+    pub(crate) fn went_well(&self) -> bool {
+        let Some(Received { status, is_right, .. }) = self.answer else { return false };
+        match self.class.as_str() {
+            "create" => status == 201,
+            "stats" => status == 200,
+            "typo" => status == 404,
+            _ => (300..400).contains(&status) && is_right,
+        }
+    }
+}
+
+impl Received {
+    /// A redirect to somewhere else.
+    pub(crate) fn leads_astray(&self) -> bool {
+        (300..400).contains(&self.status) && !self.is_right
     }
 }
 

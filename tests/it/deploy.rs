@@ -5,6 +5,7 @@
 //! Never: needs a container, a cluster, or the network; for schemas and more see `script/lint-deploy`.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -72,9 +73,16 @@ fn configuration(file: &Path, environment: &[(String, String)]) -> Value {
     serde_json::from_str(&waypost(&["config", "print", "--json"])).unwrap()
 }
 
-/// How long an orderly stop may take.
+/// How long an orderly stop may take: beside what is configured, for workers and look-ups that end, what is remembered and the
+/// farewell to the store (`src/app/mod.rs`).
 fn stop(configuration: &Value) -> Duration {
-    ["drain", "grace", "flush"].iter().map(|key| span(&configuration["shutdown"][key])).sum()
+    const MORE: Duration = Duration::from_secs(8);
+    ["drain", "grace", "flush"].iter().map(|key| span(&configuration["shutdown"][key])).sum::<Duration>() + MORE
+}
+
+/// Connections of an instance to Postgres: beside the pool, one that listens and one for visits.
+fn connections(configuration: &Value) -> u64 {
+    configuration["postgres"]["pool"].as_u64().unwrap() + 2
 }
 
 fn size(configuration: &Value, key: &str) -> u64 {
@@ -151,9 +159,30 @@ fn the_yaml_is_clean() {
 
 #[test]
 fn the_scripts_parse() {
-    for script in ["postgres/primary.sh", "postgres/standby.sh", "pgbouncer/start.sh"] {
+    for script in ["postgres/fence.sh", "postgres/primary.sh", "postgres/standby.sh", "pgbouncer/start.sh"] {
         ran(Command::new("sh").arg("-n").arg(path("deploy/compose").join(script)));
     }
+}
+
+/// After a failover by hand the first primary comes back read-only, and PgBouncer leads to the other one.
+#[test]
+fn the_old_primary_is_fenced() {
+    let folder = TempDir::new().unwrap();
+    let shown = folder.path().join("docker-entrypoint.sh");
+    std::fs::write(&shown, "#!/bin/sh\necho \"$@\"\n").unwrap();
+    std::fs::set_permissions(&shown, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let search = format!("{}:/usr/bin:/bin", folder.path().display());
+    let begun = |primary: &str| {
+        let mut command = Command::new("sh");
+        command.arg(path("deploy/compose/postgres/fence.sh")).args(["postgres", "-cmax_connections=100"]);
+        ran(command.env("PATH", &search).env("PRIMARY", primary))
+    };
+    assert_eq!(begun("postgres"), "postgres -cmax_connections=100\n");
+    assert_eq!(begun("standby"), "postgres -cmax_connections=100 -cdefault_transaction_read_only=on\n");
+
+    let services = &compose()["services"];
+    assert_eq!(services["postgres"]["environment"]["PRIMARY"], services["pgbouncer"]["environment"]["PRIMARY"]);
+    assert_eq!(text(&services["postgres"]["entrypoint"][1]), "/fence.sh");
 }
 
 #[test]
@@ -200,14 +229,16 @@ fn whoever_stops_an_instance_waits_long_enough() {
     let limit = Duration::from_secs(pod(instances).0["terminationGracePeriodSeconds"].as_u64().unwrap());
     assert!(limit > takes, "terminationGracePeriodSeconds {limit:?}, and a stop takes {takes:?}");
 
-    let folder = TempDir::new().unwrap();
-    let file = folder.path().join("waypost.toml");
-    std::fs::write(&file, in_page(&read("docs/bare-metal.md"), "/etc/waypost/waypost.toml")).unwrap();
-    let takes = stop(&configuration(&file, &[]));
     let unit = read("systemd/waypost.service");
     let limit = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).unwrap();
     let limit = units::duration(limit).unwrap();
-    assert!(limit > takes, "TimeoutStopSec {limit:?}, and a stop takes {takes:?}");
+    let folder = TempDir::new().unwrap();
+    let by_hand = folder.path().join("waypost.toml");
+    std::fs::write(&by_hand, in_page(&read("docs/bare-metal.md"), "/etc/waypost/waypost.toml")).unwrap();
+    for file in [by_hand, path("deploy/haproxy/waypost.toml"), path("deploy/nginx/waypost.toml")] {
+        let takes = stop(&configuration(&file, &[]));
+        assert!(limit > takes, "{file:?}: TimeoutStopSec {limit:?}, and a stop takes {takes:?}");
+    }
 }
 
 #[test]
@@ -248,7 +279,7 @@ fn compose_agrees_with_itself_and_with_haproxy() {
     // HAProxy's file is used as it is: the instances have the addresses that stand in it, and believe its own.
     let balancer = &services["haproxy"];
     let haproxy = read("deploy/haproxy/haproxy.cfg");
-    let mut connections = 0;
+    let mut all = 0;
     for (name, service) in instances(&compose) {
         let configuration = composed(service);
         let address = text(&service["networks"]["default"]["ipv4_address"]);
@@ -263,11 +294,11 @@ fn compose_agrees_with_itself_and_with_haproxy() {
         let ring = format!("/dev/shm:{}", text(&configuration["spool"]["ring"]));
         assert!(list(&service["volumes"]).any(|volume| *volume == ring.as_str()), "{name}: no {ring}");
         assert_eq!(configuration["postgres"]["statements"], "unnamed", "{name} is behind PgBouncer");
-        connections += configuration["postgres"]["pool"].as_u64().unwrap();
+        all += connections(&configuration);
     }
     let pooler = read("deploy/compose/pgbouncer/pgbouncer.ini");
     let figure = |key: &str| pooler.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(" = ")).unwrap();
-    assert!(figure("max_client_conn").parse::<u64>().unwrap() > 2 * connections);
+    assert!(figure("max_client_conn").parse::<u64>().unwrap() > 2 * all);
     assert_eq!(figure("pool_mode"), "transaction");
     let published = text(&balancer["ports"][0]).rsplit_once(':').unwrap().1.to_owned();
     assert!(haproxy.lines().any(|line| line.trim() == format!("bind :{published}")), "{published} in haproxy.cfg");
@@ -276,6 +307,55 @@ fn compose_agrees_with_itself_and_with_haproxy() {
     let mut check = Command::new("haproxy");
     check.args(["-c", "-f", "haproxy/haproxy.cfg", "-f", "compose/haproxy-log.cfg"]).current_dir(path("deploy"));
     ran(&mut check);
+}
+
+/// The words of a text that begin like this.
+fn words<'a>(text: &'a str, prefix: &str) -> BTreeSet<&'a str> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '.' || c == '_'));
+    words.filter(|word| word.starts_with(prefix)).map(|word| word.trim_end_matches('.')).collect()
+}
+
+/// Whoever goes from one way of deploying to another one finds the same machines and the same roles.
+#[test]
+fn addresses_and_roles_are_the_same_everywhere() {
+    let [page, haproxy, nginx] =
+        ["docs/bare-metal.md", "deploy/haproxy/haproxy.cfg", "deploy/nginx/waypost.conf"].map(read);
+    let servers = |text: &str| -> BTreeSet<String> {
+        let of_servers = text.lines().filter(|line| line.trim().starts_with("server "));
+        of_servers.flat_map(|line| words(line, "10.0.0.")).map(str::to_owned).collect()
+    };
+    let three: BTreeSet<String> = ["10.0.0.11", "10.0.0.12", "10.0.0.13"].map(str::to_owned).into();
+    let compose = compose();
+    let composed =
+        instances(&compose).map(|(_, service)| text(&service["networks"]["default"]["ipv4_address"]).to_owned());
+    assert_eq!((servers(&haproxy), servers(&nginx), composed.collect()), (three.clone(), three.clone(), three));
+    let gateway = "10.0.0.1";
+    for (name, text) in [("haproxy.cfg", &haproxy), ("waypost.conf", &nginx)] {
+        assert!(words(text, gateway).contains(gateway), "{name} knows no gateway");
+    }
+    let subnet = text(&compose["networks"]["default"]["ipam"]["config"][0]["subnet"]);
+    assert_eq!(subnet, "10.0.0.0/24");
+    assert!(page.contains(&format!(
+        "| lb | {} |",
+        text(&compose["services"]["haproxy"]["networks"]["default"]["ipv4_address"])
+    )));
+    let edge = |text: &str| words(text, "192.0.2.").len();
+    assert_eq!((edge(&haproxy), edge(&nginx)), (1, 1));
+
+    let roles = |text: &str| -> BTreeSet<String> {
+        let made = text.lines().filter_map(|line| line.strip_prefix("CREATE ROLE "));
+        made.map(|line| line.split(" PASSWORD ").next().unwrap().to_owned()).collect()
+    };
+    let primary = read("deploy/compose/postgres/primary.sh");
+    assert_eq!(roles(&primary), roles(&page));
+    let named: BTreeSet<String> =
+        roles(&primary).iter().map(|role| role.split(' ').next().unwrap().to_owned()).collect();
+    let secrets = documents("deploy/kubernetes/secret.sample.yaml");
+    for secret in ["waypost", "waypost-owner"] {
+        let url = text(&object(&secrets, "Secret", secret)["stringData"]["postgres-url"]);
+        let role = url.strip_prefix("postgres://").unwrap().split(':').next().unwrap();
+        assert!(named.contains(role), "{secret}: {role}");
+    }
 }
 
 #[test]
@@ -309,9 +389,10 @@ fn kubernetes_agrees_with_itself() {
         }
     }
     let empty = tempfile::NamedTempFile::new().unwrap();
-    for job in ["waypost-migrate", "waypost-replay"] {
-        in_pod(object(&workloads, "Job", job), empty.path());
-    }
+    in_pod(object(&workloads, "Job", "waypost-migrate"), empty.path());
+    // Visits are stored as the pods would, and what is refused of them outlives the Job.
+    let replays = in_pod(object(&workloads, "Job", "waypost-replay"), &file);
+    assert_eq!((&replays["data"], &replays["visits"]), (&"/gone".into(), &configuration["visits"]));
 
     // Ports: of the configuration, the container, the probes and the services.
     let port =
@@ -353,8 +434,7 @@ fn kubernetes_agrees_with_itself() {
     let autoscaler = all(&["autoscaler"]).remove(0);
     assert_eq!(autoscaler["spec"]["scaleTargetRef"]["name"], instances["metadata"]["name"]);
     assert!(instances["spec"]["replicas"].is_null(), "each apply would set back what the autoscaler did");
-    let pool = configuration["postgres"]["pool"].as_u64().unwrap() + 1;
-    assert!(autoscaler["spec"]["maxReplicas"].as_u64().unwrap() * pool < POSTGRES_CONNECTIONS);
+    assert!(autoscaler["spec"]["maxReplicas"].as_u64().unwrap() * connections(&configuration) < POSTGRES_CONNECTIONS);
     let scrape = crate::support::Client::connect(api).get("/metrics").text();
     let rule = &all(&["adapter-rules"])[0]["rules"]["custom"][0];
     let metric = &list(&autoscaler["spec"]["metrics"]).find(|metric| metric["type"] == "Pods").unwrap()["pods"];

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Roles, database and replication slot of a new Postgres; its image runs this once, before it takes connections.
 #
-# In: the three passwords, by the environment. Never: runs again on a database that is there.
+# In: three passwords, by the environment. Never: runs again on a database that is there.
 set -eu
 psql -v ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname postgres <<SQL
 CREATE ROLE waypost_owner LOGIN PASSWORD '$OWNER_PASSWORD';

@@ -1,7 +1,7 @@
 //! An edit on one of three shows on all of them at once; one that was frozen meanwhile says nothing old for long.
 //!
 //! In: three instances, with Redis between them and with Postgres alone, and edits of a link that all of them have in memory.
-//! Out: the time from the edit, or from the thaw, to the last old answer, as p99.
+//! Out: the time from the edit, or from the thaw, to the last old answer, as p99; of so few thaws that is all of them.
 //! Never: warms a link again; tells the frozen one of its sleep.
 
 use std::time::Duration;

@@ -3,6 +3,19 @@
 //! In: instances, a load on one of them or on a balancer before them, a fault. Out: what `campaign` judges, and what the
 //! clients saw.
 //! Never: tells an instance of a fault.
+//!
+//! | what must be shown | where |
+//! |---|---|
+//! | Postgres and Redis both stopped, across a restart of an instance | `outage::both_stores_gone`; 60 s: `script/outage` |
+//! | failover to a standby that lacks the last commits | `failover` |
+//! | one of three killed, a rolling restart, behind HAProxy and nginx | `balancers` |
+//! | from three to one and back, a copied folder, half the workers | `coming` |
+//! | a black hole to Postgres, and to Redis | `network` |
+//! | an edit on one of three, also while one is frozen | `edits` |
+//! | a program of the version before beside this one | `versions` |
+//! | all of it at once | `chaos`; longer: `script/chaos` |
+//! | three instances against one, CPU per request | `script/bench-instances` |
+//! | `max_visits`, exact across instances | `quotas` (outside of this folder) |
 
 mod balancers;
 mod chaos;
@@ -14,6 +27,7 @@ mod outage;
 mod versions;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::campaign::{Account, Judged, Load, Sums};
 use crate::servers::deployment::{Deployment, Way};
@@ -21,7 +35,8 @@ use crate::servers::port;
 use crate::servers::postgres::Postgres;
 use crate::support::Server;
 
-/// What every instance of a fleet has beside its store.
+/// What every instance of a fleet has beside its store. Of the breaker only its rest is shorter than what is shipped, 10 s: on
+/// a machine that does other things it opens when nobody is away, and then what a test waits for is longer than the test.
 const CONFIG: &str = "[proxies]\ntrusted = [\"127.0.0.0/8\"]\n[breaker]\nrecovery = \"2s\"\n";
 
 /// Instances of one database. Each has a name, a data folder and a port that stay its own whether it runs or not.
@@ -124,6 +139,15 @@ impl Fleet {
             Judged::judge(&self.deployment.path(""), AsRef::as_ref(ledger), command, account.clone(), sums)
         };
         ledgers.iter().map(judge).collect()
+    }
+}
+
+/// Set when it is dropped: threads that go on until then end also if a claim fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -1,7 +1,8 @@
 //! Postgres and Redis both gone, under load, for three instances; and eight of them that come back at once.
 //!
-//! In: how long (`WAYPOST_OUTAGE_SECONDS`, 6 by default). Out: links in memory are right, every time; what cannot be known is a
-//! 503 within [`FAST`], and never a 404; visits are all there afterwards; nobody's hand is needed.
+//! In: how long (`WAYPOST_OUTAGE_SECONDS`, 6 by default; `script/outage`). Out: links in memory are right, every
+//! time; what cannot be known is a 503 within [`FAST`], and never a 404; visits are all there afterwards; nobody's hand is
+//! needed.
 //! Never: restarts an instance to end an outage; one is restarted in the middle of it.
 //! At the limit: times are those of the claims themselves; the figures are printed.
 
@@ -12,7 +13,7 @@ use std::time::Duration;
 use serde_json::json;
 use waypost::domain::time;
 
-use super::Fleet;
+use super::{Fleet, Over};
 use crate::campaign::{Load, OURS};
 use crate::servers::deployment::{WAYPOST, Way};
 use crate::servers::postgres::{Postgres, ROLE};
@@ -196,15 +197,6 @@ fn both_stores_gone() {
     }
     let ours = format!("SELECT count(*) FROM visits WHERE request_id = '{OURS}'");
     assert_eq!(fleet.deployment.database.sql(&ours), seen.right.to_string());
-}
-
-/// The others end also if a claim fails.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

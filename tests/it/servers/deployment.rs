@@ -62,7 +62,8 @@ impl Deployment {
             Way::Elsewhere(address) => format!("url = \"{}\"", database.url_through(address)),
         };
         let owner_url = if let Way::Through(port) = way { database.owner_url_at(port) } else { database.owner_url() };
-        // What is asked is right answers, also of a machine that does other things.
+        // What is asked is right answers, also of a machine that does other things: with what is shipped, 0.3 s, a look-up of a
+        // server that works is given up there, and a 503 is what the test would find wrong.
         let store = format!("[postgres]\n{section}\nlookup_timeout = \"2s\"\nmigrate_url = \"{owner_url}\"\n");
         std::fs::write(folder.path().join("store.toml"), &store).unwrap();
         let this = Self { folder, rings: rings(), database };

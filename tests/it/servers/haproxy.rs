@@ -33,7 +33,7 @@ pub(crate) struct Haproxy {
 
 impl Haproxy {
     /// In front of these, whether they run yet or not. Whoever comes from 127.0.0.0/9 is believed as a CDN is, so that the
-    /// ids of a load reach the visits, and may use the API; the rest of 127.0.0.0/8 are visitors.
+    /// ids of a load reach the visits, and may use the API unless it is of 127.0.0.128/25; the rest of 127.0.0.0/8 are visitors.
     pub(crate) fn start(servers: [SocketAddr; 3]) -> Self {
         Self::changed(servers, &[])
     }
@@ -120,6 +120,8 @@ fn configure(folder: &Path, port: u16, servers: [SocketAddr; 3], changes: &[(&st
         ("bind :80\n", &bind),
         ("acl edge src 192.0.2.1", "acl edge src 127.0.0.0/9"),
         ("acl private src 127.0.0.0/8", "acl private src 127.0.0.0/9"),
+        // Loads are both believed and let in, which nobody is by the file.
+        ("|| api edge", "|| api edge { src 127.0.0.128/25 }"),
         ("10.0.0.11:8080", &one),
         ("10.0.0.12:8080", &two),
         ("10.0.0.13:8080", &three),

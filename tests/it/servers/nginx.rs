@@ -14,7 +14,8 @@ use tempfile::TempDir;
 use super::{Process, READY, folder, log, run, shipped, start, unprivileged, write};
 use crate::support::eventually;
 
-/// What Debian's nginx.conf has around the file, with everything that it writes in the folder.
+/// What Debian's nginx.conf has around the file, with everything that it writes in the folder, and a site that is there
+/// already.
 const MAIN: &str = "daemon off;
 worker_processes 2;
 pid nginx.pid;
@@ -27,6 +28,7 @@ http {
     uwsgi_temp_path uwsgi;
     scgi_temp_path scgi;
     include waypost.conf;
+    include sites.conf;
 }
 ";
 
@@ -41,7 +43,7 @@ pub(crate) struct Nginx {
 
 impl Nginx {
     /// In front of these, whether they run yet or not. Whoever comes from 127.0.0.0/9 is believed as a CDN is, so that the
-    /// ids of a load reach the visits, and may use the API; the rest of 127.0.0.0/8 are visitors.
+    /// ids of a load reach the visits, and may use the API unless it is of 127.0.0.128/25; the rest of 127.0.0.0/8 are visitors.
     pub(crate) fn changed(servers: [SocketAddr; 3], changes: &[(&str, &str)]) -> Self {
         let folder = folder();
         let spawn = |port| {
@@ -90,16 +92,20 @@ fn arguments(folder: &Path, more: &[&str]) -> Vec<String> {
 /// Writes the files, and lets nginx check them.
 fn configure(folder: &Path, port: u16, servers: [SocketAddr; 3], changes: &[(&str, &str)]) {
     let [one, two, three] = servers.map(|server| server.to_string());
-    let listen = format!("listen 127.0.0.1:{port};");
+    let listen = format!("listen 127.0.0.1:{port} default_server;");
+    let site = format!("server {{ listen 127.0.0.1:{port}; server_name localhost; access_log off; return 418; }}\n");
     let own = [
-        ("listen 80;", &*listen),
+        ("listen 80 default_server;", &*listen),
         ("    192.0.2.1 1;", "    127.0.0.0/9 1;"),
-        ("    127.0.0.0/8 1;", "    127.0.0.0/9 1;"),
+        // Loads are both believed and let in, which nobody is by the file: a value of their own. The upper half is not.
+        ("    127.0.0.0/8 1;", "    127.0.0.0/9 2;\n    127.0.0.128/25 1;"),
+        ("    \"0:1\" 1;", "    \"0:1\" 1;\n    \"1:2\" 1;"),
         ("10.0.0.11:8080", &one),
         ("10.0.0.12:8080", &two),
         ("10.0.0.13:8080", &three),
     ];
     write(&folder.join("nginx.conf"), MAIN);
+    write(&folder.join("sites.conf"), &site);
     write(&folder.join("waypost.conf"), &shipped("nginx/waypost.conf", &[changes, &own].concat()));
     run(unprivileged(Command::new("nginx").args(arguments(folder, &["-t", "-q"])), folder));
 }

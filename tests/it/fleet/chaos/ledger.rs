@@ -1,81 +1,39 @@
 //! What loadgen's clients saw, by time: what `loadgen verify` does not ask.
 //!
-//! In: the ledger (`loadgen/LEDGER.md`), the exports, the diary. Out: counts, each by what it is wrong with.
+//! In: the ledger, the exports, the diary. Out: counts, each by what it is wrong with.
 //! Never: excuses what `verify` finds wrong, but for what an asynchronous standby did not have when it became the primary.
 //! At the limit: all requests of a campaign are in memory.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde_json::Value;
 use waypost::domain::time::UnixMillis;
 
 use super::stand::Span;
+use crate::campaign::{Created, Ledger, Received, Request, UnixNanos};
 
 #[derive(Debug)]
-struct Request {
-    at: UnixMillis,
-    class: String,
-    code: String,
-    /// Status, and whether it led to the right target.
-    answer: Option<(u16, bool)>,
+pub(super) struct Saw(Ledger);
+
+/// Asks for a link that is there.
+fn is_for_a_link(request: &Request) -> bool {
+    matches!(request.class.as_str(), "clicks" | "launch" | "cold" | "readback")
 }
 
-#[derive(Debug)]
-struct Created {
-    at: UnixMillis,
-    code: String,
+fn millis(at: UnixNanos) -> UnixMillis {
+    UnixMillis(at / 1_000_000)
 }
 
-#[derive(Debug)]
-pub(super) struct Ledger {
-    requests: HashMap<String, Request>,
-    created: Vec<Created>,
+/// Sent within one of these.
+fn within(request: &Request, spans: &[Span]) -> bool {
+    let at = millis(request.sent);
+    spans.iter().any(|(from, to)| *from <= at && at <= *to)
 }
 
-impl Request {
-    /// Whether it came to what loadgen's scenario expects of it.
-    fn went_well(&self) -> bool {
-        let Some((status, right)) = self.answer else { return false };
-        match self.class.as_str() {
-            "create" => status == 201,
-            "stats" => status == 200,
-            "typo" => status == 404,
-            _ => (300..400).contains(&status) && right,
-        }
-    }
-
-    /// Asks for a link that is there.
-    fn is_for_a_link(&self) -> bool {
-        matches!(self.class.as_str(), "clicks" | "launch" | "cold" | "readback")
-    }
-}
-
-impl Ledger {
+impl Saw {
     pub(super) fn read(path: &Path) -> Self {
-        let text = std::fs::read_to_string(path).unwrap();
-        let mut lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
-        let first: Vec<&str> = lines.next().unwrap().split('\t').collect();
-        let begun_ns: i64 = first[5].parse().unwrap();
-        let at = |field: &str| UnixMillis((begun_ns + field.parse::<i64>().unwrap()) / 1_000_000);
-        let mut this = Self { requests: HashMap::new(), created: Vec::new() };
-        for line in lines {
-            match line.split('\t').collect::<Vec<_>>()[..] {
-                ["S", id, sent, class, _, code] => {
-                    let request =
-                        Request { at: at(sent), class: class.to_owned(), code: code.to_owned(), answer: None };
-                    this.requests.insert(id.to_owned(), request);
-                }
-                ["R", id, _, status, right] => {
-                    this.requests.get_mut(id).unwrap().answer = Some((status.parse().unwrap(), right == "1"));
-                }
-                ["C", _, acknowledged, code, _] => {
-                    this.created.push(Created { at: at(acknowledged), code: code.to_owned() });
-                }
-                _ => panic!("no line of a ledger: {line:?}"),
-            }
-        }
-        this
+        Self(Ledger::read(path))
     }
 
     /// Links that were acknowledged and are not there, each acknowledged within one of these spans. `links`: their export.
@@ -84,9 +42,10 @@ impl Ledger {
         let exported = std::fs::read_to_string(links).unwrap();
         let there: HashSet<&str> = exported.lines().filter_map(|line| line.split(',').next()).collect();
         let lost: Vec<&Created> =
-            self.created.iter().filter(|created| !there.contains(created.code.as_str())).collect();
+            self.0.created.iter().filter(|created| !there.contains(created.code.as_str())).collect();
         for Created { at, code } in &lost {
-            let excused = spans.iter().any(|(from, to)| from <= at && at <= to);
+            let at = millis(*at);
+            let excused = spans.iter().any(|(from, to)| *from <= at && at <= *to);
             assert!(excused, "I1: {code}, acknowledged at {at}, is lost, which none of {spans:?} explains");
         }
         lost.into_iter().map(|created| created.code.as_str()).collect()
@@ -105,8 +64,8 @@ impl Ledger {
 
     /// I6: visits of requests that no answer came to, sent outside of these spans. `visits`: their export.
     pub(super) fn unexplained(&self, visits: &Path, spans: &[Span]) -> Vec<String> {
-        let unanswered = |request: &Request| matches!(request.answer, None | Some((502 | 504, _)));
-        let within = |request: &Request| spans.iter().any(|(from, to)| *from <= request.at && request.at <= *to);
+        let unanswered = |request: &Request| matches!(request.answer, None | Some(Received { status: 502 | 504, .. }));
+        let within = |request: &Request| within(request, spans);
         let visits = self.visits(visits).into_iter().map(|(request, _)| request);
         visits.filter(|request| unanswered(request) && !within(request)).map(|request| format!("{request:?}")).collect()
     }
@@ -115,31 +74,31 @@ impl Ledger {
     fn visits(&self, exported: &Path) -> Vec<(&Request, Value)> {
         let exported = std::fs::read_to_string(exported).unwrap();
         let visits = exported.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        visits.filter_map(|visit| Some((self.requests.get(visit["request_id"].as_str()?)?, visit))).collect()
+        visits.filter_map(|visit| Some((self.0.requests.get(visit["request_id"].as_str()?)?, visit))).collect()
     }
 
     /// I3, I8: a redirect to somewhere else, and "there is no such link" of a link that is there.
     pub(super) fn wrong_answers(&self, lost: &HashSet<&str>) -> Vec<String> {
         let is_wrong = |request: &&Request| match request.answer {
-            Some((404 | 410, _)) => request.is_for_a_link() && !lost.contains(request.code.as_str()),
-            Some((status, right)) => (300..400).contains(&status) && !right,
+            Some(Received { status: 404 | 410, .. }) => is_for_a_link(request) && !lost.contains(request.code.as_str()),
+            Some(received) => received.leads_astray(),
             None => false,
         };
-        self.requests.values().filter(is_wrong).map(|request| format!("{request:?}")).collect()
+        self.0.requests.values().filter(is_wrong).map(|request| format!("{request:?}")).collect()
     }
 
     /// What did not go well of what was sent within these spans.
     pub(super) fn failures(&self, spans: &[Span], lost: &HashSet<&str>) -> Vec<String> {
-        let within = |request: &&Request| spans.iter().any(|(from, to)| *from <= request.at && request.at <= *to);
+        let within = |request: &&Request| within(request, spans);
         let failed = |request: &&Request| !request.went_well() && !lost.contains(request.code.as_str());
-        self.requests.values().filter(within).filter(failed).map(|request| format!("{request:?}")).collect()
+        self.0.requests.values().filter(within).filter(failed).map(|request| format!("{request:?}")).collect()
     }
 
     /// Of each status, how many; 0: no answer.
     pub(super) fn statuses(&self) -> BTreeMap<u16, u64> {
         let mut statuses = BTreeMap::new();
-        for request in self.requests.values() {
-            *statuses.entry(request.answer.map_or(0, |(status, _)| status)).or_default() += 1;
+        for request in self.0.requests.values() {
+            *statuses.entry(request.answer.map_or(0, |received| received.status)).or_default() += 1;
         }
         statuses
     }
