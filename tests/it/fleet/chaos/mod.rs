@@ -46,7 +46,7 @@ const SEED: u64 = 16;
 /// Requests a second.
 const RATE: u32 = if cfg!(debug_assertions) { 150 } else { 600 };
 /// Of a span without faults, at its end: what was sent by then has its answer before the next fault.
-const MARGIN_MS: i64 = 500;
+const MARGIN_MS: i64 = 2_500;
 /// How long HAProxy waits for an answer.
 const IN_FLIGHT_MS: i64 = 6_000;
 /// What was under way when a fault began, or is late when it has ended.
