@@ -512,7 +512,11 @@ impl Flight {
                         again.push(lookup);
                         continue;
                     }
-                    Some(Taken::UsedUp) if asked.wanted > 0 => Looked::UsedUp,
+                    Some(Taken::UsedUp) if asked.wanted > 0 => {
+                        // A HEAD takes no visit, and would be told of the entry until the feed has it.
+                        self.setup.memory.shards.remove(lookup.hash, &lookup.key);
+                        Looked::UsedUp
+                    }
                     Some(Taken::Held) | None if asked.wanted > 0 => Looked::Unavailable,
                     // More wait than were granted, or none was asked for.
                     _ => {
