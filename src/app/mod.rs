@@ -2,9 +2,8 @@
 //!
 //! Start: sockets → store → codes → memory → rings of visits → back's tasks → workers → ready.
 //! Stop:  not ready → wait `shutdown.drain` → workers accept no more and answer with `Connection: close` → the last
-//! connection ends, or the grace is over → the look-up thread gives back leased visits of limited links (to the store, which still
-//! listens) → the log of visits is sealed, and
-//! stored for up to `shutdown.flush` → back's tasks.
+//! connection ends, or the grace is over → the look-up thread gives back leased visits of limited links → the log of visits is
+//! sealed, and stored for up to `shutdown.flush` → back's tasks.
 
 pub mod back;
 pub mod opening;

@@ -43,7 +43,8 @@ pub struct Standing {
     figures: Arc<Figures>,
 }
 
-/// Starts recording; the recorders are those of the cores, in order. `seen`: what is known of the store. Without `visits.sinks` nothing is recorded.
+/// Starts recording; the recorders are those of the cores, in order. `seen`: where the follower saw the store stand. Without
+/// `visits.sinks` nothing is recorded.
 pub fn start(
     config: &Config,
     cores: usize,
