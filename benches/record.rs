@@ -15,13 +15,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, bounded};
 use waypost::config::KeptAddress;
 use waypost::domain::link::LinkId;
 use waypost::domain::time::{Stamp, UnixMillis};
 use waypost::domain::visit::{Kind, Of, Visit};
 use waypost::visits::spool::ring::{self, RingReader};
-use waypost::visits::spool::{CHUNKS_MAX, Chunk, Epoch, Source, format};
+use waypost::visits::spool::{Epoch, Source, format};
 use waypost::visits::{Counts, Recorder, Settings, visitor};
 
 const VISITS: usize = 2_000_000;
@@ -117,13 +116,11 @@ fn run(rings: &Path, request_ids: bool) -> Run {
     let (writer, reader) = ring::create(&path, RING_BYTES, &about).expect("the folder has room for a ring");
     // The mapping outlives its name.
     fs::remove_file(&path).expect("it was just made");
-    let (chunks, news) = bounded(CHUNKS_MAX);
     let keys = Arc::<visitor::Keys>::default();
     keys.set(visitor::EVERY_DAY, [1, 2]);
-    let recorder = Recorder::new(writer, Settings { address: KeptAddress::Truncated, keys, chunks });
+    let recorder = Recorder::new(writer, Settings { address: KeptAddress::Truncated, keys });
     std::thread::scope(|scope| {
-        let taking = scope.spawn(|| take(reader, &news));
-        // The channel ends with the recorder, and so does the thread.
+        let taking = scope.spawn(|| take(reader));
         let nanos = record(recorder, request_ids);
         let (record_bytes, string_bytes, dropped) = taking.join().expect("it does not panic");
         Run { nanos, record_bytes, string_bytes, dropped }
@@ -169,12 +166,12 @@ fn record(mut recorder: Recorder, request_ids: bool) -> Vec<u64> {
 }
 
 /// Back's part: takes what is new, now and then. Bytes of records and of strings, and visits that found no room.
-fn take(mut reader: RingReader, news: &Receiver<Chunk>) -> (u64, u64, u64) {
+fn take(mut reader: RingReader) -> (u64, u64, u64) {
     let (mut records, mut record_bytes) = (Vec::with_capacity(2 << 20), 0);
     let mut ended = false;
     while !ended {
-        let waited = news.recv_timeout(Duration::from_millis(1));
-        ended = waited == Err(crossbeam_channel::RecvTimeoutError::Disconnected);
+        std::thread::park_timeout(Duration::from_millis(1));
+        ended = !reader.has_writer();
         loop {
             records.clear();
             if reader.read(&mut records, 1 << 20).count == 0 {

@@ -29,7 +29,7 @@
 //! |---|---|---|---|
 //! | `lookup` | front → back → front: a key that memory cannot answer, a visit of a limited link | [`resolve::ask::ASKED_MAX`] a core | 503 |
 //! | `api` | front → back → front: a request that is no redirect | [`http::call::CALLS_MAX`] | 503 |
-//! | `visits` | front → back: that a core's ring has something new; the records themselves lie in the ring | [`visits::spool::CHUNKS_MAX`] | back looks into every ring each 20 ms; a full ring drops, counted |
+//! | `visits` | front → back: records, through each core's ring ([`visits::spool::ring`]), which back looks into each 20 ms | `spool.ring_size` | the visit is dropped, counted |
 //! | `control` | back → front: tick, drain | [`control::ORDERS_MAX`] | the worker hangs, and its heartbeat shows it |
 //! | `metrics` | per-core cells that back reads | – | – |
 //!

@@ -89,7 +89,7 @@ pub fn start(
     let settings_of_writer = writer_settings(config, Some(epoch));
     let writer = Writer::start(settings_of_writer, &settings.dir, Arc::clone(&spool), builder, sink, seen)
         .context("no thread for the writer of visits")?;
-    let recording = crate::visits::Settings { address: config.privacy.address, keys, chunks: spool.chunks() };
+    let recording = crate::visits::Settings { address: config.privacy.address, keys };
     let recorders = rings.into_iter().map(|ring| Recorder::new(ring, recording.clone())).collect();
     Ok((Some(Visits { spool, writer }), recorders))
 }

@@ -9,8 +9,8 @@
 //!  front, per core                 back: the spool's thread               the writer's thread
 //!  Recorder ─▶ spool::ring ──────▶ spool::copy ─▶ spool::log ───────────▶ spool::read ─▶ batch ─▶ sink ─▶ the store
 //!   (intern)   tmpfs, this core's   each 20 ms    DATA/spool, one of all    (agents)     rows      compare-and-set,
-//!       └─ Chunk ─ crossbeam ──────▶ (where to look)  ▲ fdatasync each        │          rollups   rows, rollups
-//!                                                     │ spool.sync           └─ refused rows ─▶ DATA/dead-letters.ndjson
+//!                                                     ▲ fdatasync each        │          rollups   rows, rollups
+//!                                                     │ spool.sync            └─ refused rows ─▶ DATA/dead-letters.ndjson
 //!                                            spool::recovery (rings of a start that was killed)
 //! ```
 //!
@@ -48,9 +48,6 @@ pub mod writer;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crossbeam_channel::Sender;
-
-use self::spool::Chunk;
 use self::spool::format::{KIND_CLICK, KIND_HEAD, KIND_ORPHAN, KIND_PREFETCH};
 use self::spool::intern::Strings;
 use self::spool::record::{Record, RequestId};
@@ -84,16 +81,11 @@ impl Counts {
 const ORPHANS_PER_SECOND: u32 = 100;
 /// Answers that waited for the store are older than those that did not: only a clock that was set goes back farther.
 const LATE_SECONDS_MAX: i64 = 10;
-/// Back is told where to look when this much is new, or the oldest of it is as old.
-const CHUNK_BYTES: u64 = 64 << 10;
-const CHUNK_MS: i64 = 20;
-
 /// What every core records by.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub address: KeptAddress,
     pub keys: Arc<visitor::Keys>,
-    pub chunks: Sender<Chunk>,
 }
 
 /// A core's way to record: what `http` knows of visits.
@@ -105,18 +97,8 @@ struct Spooling {
     ring: RingWriter,
     strings: Strings,
     settings: Settings,
-    /// What back was not told of yet.
-    untold: Untold,
     /// The second of the last orphan, and how many of its orphans were recorded.
     orphans: (i64, u32),
-}
-
-#[derive(Debug, Default)]
-struct Untold {
-    from: u64,
-    position: u64,
-    /// The time of its first record.
-    since: UnixMillis,
 }
 
 impl Recorder {
@@ -124,7 +106,7 @@ impl Recorder {
     #[must_use]
     pub fn new(ring: RingWriter, settings: Settings) -> Self {
         let strings = Strings::new(&ring);
-        Self(Some(Spooling { ring, strings, settings, untold: Untold::default(), orphans: (0, 0) }))
+        Self(Some(Spooling { ring, strings, settings, orphans: (0, 0) }))
     }
 
     /// Counts an answer that is about to leave, and records it: a kill after this loses nothing.
@@ -183,9 +165,7 @@ impl Spooling {
                 ..plain
             }
         };
-        if self.ring.append(&record) {
-            self.tell(visit.at);
-        }
+        self.ring.append(&record);
     }
 
     fn may_record_orphan(&mut self, at: UnixMillis) -> bool {
@@ -199,22 +179,6 @@ impl Spooling {
         may
     }
 
-    /// Tells back, now and then, that there is something new.
-    fn tell(&mut self, at: UnixMillis) {
-        let untold = &mut self.untold;
-        let to = self.ring.appended();
-        if to - untold.from == 1 {
-            untold.since = at;
-        }
-        let position = self.ring.position();
-        // Redirects that waited for the store are older than what was recorded meanwhile; and the clock may step back.
-        if position - untold.position < CHUNK_BYTES && (at.0 - untold.since.0).abs() < CHUNK_MS {
-            return;
-        }
-        // A hint that finds the channel full is one of many: back is busy, and looks by itself.
-        let _ = self.settings.chunks.try_send(Chunk { records: to - untold.from });
-        *untold = Untold { from: to, position, since: at };
-    }
 }
 
 /// As much of an address as may be kept.
@@ -235,8 +199,6 @@ fn kept(client: IpAddr, how: KeptAddress) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use crossbeam_channel::{Receiver, bounded};
-
     use super::spool::record::{self, RequestId};
     use super::spool::ring::{self, RingReader};
     use super::spool::{Epoch, Source};
@@ -251,7 +213,6 @@ mod tests {
         _folder: tempfile::TempDir,
         recorder: Recorder,
         reader: RingReader,
-        news: Receiver<Chunk>,
         counts: Counts,
     }
 
@@ -261,9 +222,8 @@ mod tests {
         let (writer, reader) = ring::create(&folder.path().join("ring"), 256 << 10, &about).unwrap();
         let keys = Arc::<visitor::Keys>::default();
         keys.set(visitor::EVERY_DAY, [1, 2]);
-        let (chunks, news) = bounded(8);
-        let recorder = Recorder::new(writer, Settings { address, keys, chunks });
-        Fixture { _folder: folder, recorder, reader, news, counts: Counts::default() }
+        let recorder = Recorder::new(writer, Settings { address, keys });
+        Fixture { _folder: folder, recorder, reader, counts: Counts::default() }
     }
 
     fn visit(client: &str) -> Visit<'static> {
@@ -392,29 +352,5 @@ mod tests {
             assert_eq!((figures.appended, figures.orphans), want, "at {ms} ms");
         }
         assert_eq!(f.counts.orphan.get(), 600);
-    }
-
-    #[test]
-    fn back_is_told_by_time_and_by_size() {
-        let mut f = fixture(KeptAddress::Truncated);
-        let at = |ms| Visit { at: UnixMillis(AT.0 + ms), ..visit("203.0.113.7") };
-        for ms in [0, 10, 19] {
-            f.record(&at(ms));
-            assert!(f.news.is_empty(), "{ms} ms");
-        }
-        f.record(&at(20));
-        assert_eq!(f.news.try_recv(), Ok(Chunk { records: 4 }));
-        // The next 20 ms begin with the next record, and one that waited for the store is older.
-        f.record(&at(100));
-        f.record(&at(119));
-        assert!(f.news.is_empty());
-        f.record(&at(50));
-        assert_eq!(f.news.try_recv(), Ok(Chunk { records: 3 }));
-        // 64 KiB, of 48 bytes and a request id each.
-        while f.news.is_empty() {
-            f.record(&at(200));
-        }
-        let more = f.news.try_recv().unwrap();
-        assert!((64 << 10..(64 << 10) + 56).contains(&(more.records * 48)), "{more:?}");
     }
 }

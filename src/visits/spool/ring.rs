@@ -293,12 +293,6 @@ impl RingWriter {
         self.number
     }
 
-    /// Bytes that records and the gaps between them took so far.
-    #[must_use]
-    pub fn position(&self) -> u64 {
-        self.head
-    }
-
     /// Counts an orphan that is not recorded.
     pub fn leave_out_orphan(&mut self) {
         self.shared.add_one(ORPHANS_LEFT_OUT);
@@ -681,7 +675,7 @@ mod tests {
         let mut f = fixture();
         let mut rounds = proptest::test_runner::TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha);
         let mut taken = 0;
-        while f.writer.position() < 20 * f.writer.shared.area {
+        while f.writer.head < 20 * f.writer.shared.area {
             let count = rounds.random_range(1..60);
             for _ in 0..count {
                 assert!(f.writer.append(&nth(f.writer.appended())));
@@ -790,7 +784,7 @@ mod tests {
     fn a_kill_between_any_two_stores_of_an_append() {
         let mut f = fixture();
         let (mut taken, mut gaps, mut commits) = (0, 0, 0);
-        while f.writer.position() < 2 * f.writer.shared.area + 1000 {
+        while f.writer.head < 2 * f.writer.shared.area + 1000 {
             let (before, number) = (std::fs::read(f.path()).unwrap(), f.writer.appended());
             f.journal();
             assert!(f.writer.append(&nth(number)));
