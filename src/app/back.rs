@@ -28,6 +28,8 @@ const AGAIN_MAX: Duration = Duration::from_secs(15);
 const PRESENT_EVERY: Duration = Duration::from_secs(30);
 /// A period of the heat by which links are chosen (see `shards`), and what a crash loses of the warm file.
 const WARM_EVERY: Duration = Duration::from_secs(300);
+/// Before the first; then twice as long each time. Who was killed young, and finds no store, has nothing else to begin with.
+const WARM_FIRST: Duration = Duration::from_secs(5);
 
 /// The wait before the next try: longer with each failure, and not the same on every instance.
 struct Backoff(Duration);
@@ -200,11 +202,10 @@ pub fn read_warm_file(path: &Path, config: &Config, store: &str) -> Option<Warm>
 
 impl WarmFile {
     pub async fn run(self: Arc<Self>) {
-        let mut ticks = tokio::time::interval(WARM_EVERY);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        ticks.tick().await;
+        let mut wait = WARM_FIRST;
         loop {
-            ticks.tick().await;
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(WARM_EVERY);
             // Gathering sends every core to the shards once more, and what only a core still has would be asked for.
             if !self.follower.is_failing() {
                 Arc::clone(&self).write().await;
