@@ -178,7 +178,6 @@ impl Spooling {
         self.orphans.1 += u32::from(may);
         may
     }
-
 }
 
 /// As much of an address as may be kept.

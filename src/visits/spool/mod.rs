@@ -18,7 +18,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-
 use crate::domain::time::{self, UnixMillis};
 use copy::{Copier, Copying, Turn};
 use disk::Disk;
@@ -106,9 +105,8 @@ fn at<T>(what: &'static str, path: &Path, result: io::Result<T>) -> Result<T, Er
     result.map_err(|error| Error::Io { what, path: path.into(), error })
 }
 
-/// How often the rings are looked at. Nobody tells this thread to look sooner: the smallest ring has room for what a core
-/// records in ten turns, and a thread that waits for news in a channel spins and yields before it sleeps, which took 4.7
-/// instead of 1.x ms of CPU a second, and a write to wake it up from the worker.
+/// How often the rings are looked at. Nobody says when: the smallest ring has room for several turns of a busy core. Told
+/// by a channel, this thread spun and yielded before each sleep, 5 instead of 2 ms of CPU a second, and workers woke it up.
 const TURN: Duration = Duration::from_millis(20);
 /// How often a new segment is tried while the log cannot be written, and what may go is looked at.
 const RETRY: Duration = Duration::from_secs(1);
