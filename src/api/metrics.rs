@@ -183,6 +183,18 @@ impl Collector for Scrape {
                 .zip(figures.ever.drops)
                 .map(|(dropped, visits)| (label("reason", dropped.name()), visits)),
         )?;
+        let swept = match instance.store() {
+            Store::Postgres(postgres) => postgres.figures().visits_swept,
+            Store::Sqlite(_) => 0,
+        };
+        sheet.counter(
+            "waypost_limited_visits_lost",
+            "Visits of limited links that nobody gets: whole leases that were not settled, what was answered of them included; single ones that nobody came for.",
+            [
+                (label("reason", "dead_lease"), swept),
+                (label("reason", "unclaimed"), instance.memory().unclaimed.get()),
+            ],
+        )?;
         let gauges = [
             (
                 "waypost_visits_pending",

@@ -444,15 +444,8 @@ impl Flight {
                 let Some(limited) = all.get_mut(&id) else { return };
                 let waiting = limited.waiting.len();
                 let next = limited.quota.next(now, waiting > 0, self.ending.get(), believes);
-                let woken = Rc::clone(&limited.woken);
-                if next == Next::Rest {
-                    all.remove(&id);
-                    if all.is_empty() {
-                        self.settled.notify_one();
-                    }
-                    return;
-                }
-                (next, waiting, woken)
+                self.setup.memory.unclaimed.add(std::mem::take(&mut limited.quota.unclaimed));
+                (next, waiting, Rc::clone(&limited.woken))
             };
             let (wanted, settled) = match next {
                 Next::Ask { wanted, settled } => (wanted, settled),
@@ -461,16 +454,23 @@ impl Flight {
                     let _ = tokio::time::timeout_at(until.into(), woken.notified()).await;
                     continue;
                 }
-                Next::Rest => return,
+                Next::Rest => {
+                    let mut all = self.limited.borrow_mut();
+                    all.remove(&id);
+                    if all.is_empty() {
+                        self.settled.notify_one();
+                    }
+                    return;
+                }
             };
             let as_of = self.setup.memory.feed.now();
             let number = rand::random::<u64>() >> 1;
             let is_sent = self.setup.breaker.state() == breaker::State::Closed;
             let may_be_granted = is_sent && matches!(self.setup.store, Store::Postgres(_));
-            let asked = Asked { wanted, settled, may_be_granted, number, at: time::monotonic(), as_of };
+            let asked = Asked { wanted, may_be_granted, number, at: time::monotonic(), as_of };
             let mut taken = None;
             if is_sent {
-                let (settled, waiting) = (asked.settled.clone(), u32::try_from(waiting).unwrap_or(u32::MAX));
+                let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
                 let ask = QuotaAsk { key, id, wanted, waiting, lease: number, settled };
                 let mut asking = std::pin::pin!(self.setup.store.take_visits(ask, time::now()));
                 taken = loop {
@@ -482,7 +482,7 @@ impl Flight {
             }
             // Nothing is spent for those who have gone.
             self.dismiss_late(id).await;
-            let again = self.hand_out(id, &asked, taken, believes).await;
+            let again = self.hand_out(id, asked, taken, believes).await;
             self.take_up(again.into_iter()).await;
         }
     }
@@ -491,21 +491,18 @@ impl Flight {
     async fn hand_out(
         &self,
         id: LinkId,
-        asked: &Asked,
+        asked: Asked,
         taken: Option<Taken>,
         believes: impl Fn(AsOf) -> bool,
     ) -> Vec<Lookup> {
         let (mut again, mut gathered) = (Vec::new(), Gathered::new());
         if let Some(limited) = self.limited.borrow_mut().get_mut(&id) {
             let now = time::monotonic();
-            // See `Lease::is_good`.
-            let is_at_once =
-                matches!(taken, Some(Taken::Visits { leased: false, .. } | Taken::Visits { count: 1, .. }));
             limited.quota.answered(asked, taken, now);
             for visitor in std::mem::take(&mut limited.waiting) {
                 let (lookup, is_known) = (visitor.lookup, believes(visitor.as_of));
                 let looked = match taken {
-                    _ if (is_at_once || is_known) && limited.quota.take(now, &believes) => {
+                    _ if limited.quota.take(now, |as_of| is_known && believes(as_of)) => {
                         Looked::Found(Box::new(visitor.entry), Tier::Store)
                     }
                     _ if !is_known => {

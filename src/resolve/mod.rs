@@ -39,6 +39,7 @@ use crate::domain::key::Key;
 use crate::domain::link::{Entry, Validity};
 use crate::domain::target::Target;
 use crate::domain::time::UnixMillis;
+use crate::metrics::Counter;
 use ask::{Ask, Looked};
 use hot::{Hot, Ready};
 use invalidate::{AsOf, Feed, Read, Trust};
@@ -110,6 +111,8 @@ pub struct Memory {
     pub negative: Negative,
     pub feed: Feed,
     pub negative_ttl: Duration,
+    /// Visits of limited links that cannot be given back, and nobody came for. The thread that looks up counts them.
+    pub unclaimed: Counter,
 }
 
 impl Memory {
@@ -122,6 +125,7 @@ impl Memory {
             negative: Negative::default(),
             feed: Feed::new(at),
             negative_ttl,
+            unclaimed: Counter::default(),
         }
     }
 

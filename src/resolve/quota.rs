@@ -40,6 +40,8 @@ pub struct Quota {
     owed: Vec<Owed>,
     owed_at: Instant,
     refused_until: Instant,
+    /// Visits that could not be given back, and that nobody came for. Who counts them sets it to 0.
+    pub unclaimed: u64,
 }
 
 #[derive(Debug)]
@@ -72,10 +74,9 @@ pub enum Next {
 }
 
 /// A question to the store.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Asked {
     pub wanted: u32,
-    pub settled: Vec<Settled>,
     /// Whether something may be granted that is not heard of: not if nobody was asked, nor by the embedded store.
     pub may_be_granted: bool,
     /// Of the lease that is wanted.
@@ -96,7 +97,7 @@ impl Lease {
 impl Quota {
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self { lease: None, size: 1, busy_until: now, owed: Vec::new(), owed_at: now, refused_until: now }
+        Self { lease: None, size: 1, busy_until: now, owed: Vec::new(), owed_at: now, refused_until: now, unclaimed: 0 }
     }
 
     /// Spends a visit, if there is one. `believes`: whether the link has not changed since a moment of the feed.
@@ -149,7 +150,7 @@ impl Quota {
     }
 
     /// What the store said to a question, or that it is not known what it did.
-    pub fn answered(&mut self, asked: &Asked, taken: Option<Taken>, now: Instant) {
+    pub fn answered(&mut self, asked: Asked, taken: Option<Taken>, now: Instant) {
         let Some(taken) = taken else {
             if asked.may_be_granted && asked.wanted > 0 {
                 let settled = Settled { lease: asked.number, rest: ALL };
@@ -184,6 +185,8 @@ impl Quota {
             let settled = Settled { lease: lease.number, rest: lease.left };
             self.owed.push(Owed { settled, unknown_until: None });
             self.owed_at = now;
+        } else {
+            self.unclaimed += u64::from(lease.left);
         }
     }
 
@@ -224,9 +227,9 @@ mod tests {
     }
 
     impl Store {
-        fn take(&mut self, asked: &Asked, now: Instant) -> Taken {
+        fn take(&mut self, asked: Asked, settled: &[Settled], now: Instant) -> Taken {
             let mut settles = false;
-            for settled in &asked.settled {
+            for settled in settled {
                 if let Some((granted, _)) = self.leases.remove(&settled.lease) {
                     self.used -= settled.rest.min(granted);
                     settles = true;
@@ -255,7 +258,7 @@ mod tests {
     struct Instance {
         quota: Quota,
         waiting: u32,
-        asked: Option<(Asked, Option<Option<Taken>>)>,
+        asked: Option<(Asked, Vec<Settled>, Option<Option<Taken>>)>,
     }
 
     impl Instance {
@@ -310,6 +313,8 @@ mod tests {
         Take(bool),
         Refused(bool),
         Ending(Want),
+        /// So many were lost.
+        Unclaimed(u64),
     }
 
     #[derive(Debug, PartialEq, Eq)]
@@ -332,7 +337,7 @@ mod tests {
                 Next::Ask { wanted, settled } => {
                     number += 1;
                     let owed = settled.iter().map(|settled| (settled.lease, settled.rest)).collect();
-                    asked = Some(Asked { wanted, settled, may_be_granted: true, number, at: now, as_of: moment });
+                    asked = Some(Asked { wanted, may_be_granted: true, number, at: now, as_of: moment });
                     Want::Ask(wanted, owed)
                 }
                 Next::Wait(until) => Want::Wait(until.duration_since(start).as_millis().try_into().unwrap()),
@@ -341,8 +346,9 @@ mod tests {
             match event {
                 Event::Next(waited_for, want) => assert_eq!(next(&mut quota, waited_for, false), want, "step {step}"),
                 Event::Ending(want) => assert_eq!(next(&mut quota, true, true), want, "step {step}"),
-                Event::Heard(taken) => quota.answered(asked.as_ref().unwrap(), taken, now),
+                Event::Heard(taken) => quota.answered(asked.unwrap(), taken, now),
                 Event::Take(want) => assert_eq!(quota.take(now, |_| true), want, "step {step}"),
+                Event::Unclaimed(want) => assert_eq!(quota.unclaimed, want, "step {step}"),
                 Event::Refused(want) => assert_eq!(quota.is_refused(now), want, "step {step}"),
             }
         }
@@ -350,7 +356,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_of_the_store() {
-        use Event::{Ending, Heard, Next, Refused, Take};
+        use Event::{Ending, Heard, Next, Refused, Take, Unclaimed};
         use Want::{Ask, Rest, Wait};
         let visits = |count, leased| Heard(Some(Taken::Visits { count, leased }));
         let used_up = || Heard(Some(Taken::UsedUp));
@@ -380,6 +386,7 @@ mod tests {
             (1001, visits(1, true)),
             (1001, Take(false)),
             (1001, Next(true, Ask(1, vec![(1, 1)]))),
+            (1001, Unclaimed(0)),
         ]);
         // What cannot be given back is there for the next visitor, however late it came.
         check(vec![
@@ -389,6 +396,20 @@ mod tests {
             (5_000, Next(false, Wait(65_000))),
             (64_000, Take(true)),
             (64_000, Next(false, Rest)),
+            (64_000, Unclaimed(0)),
+        ]);
+        // But not for ever, nor longer than this process.
+        check(vec![
+            (0, Next(true, Ask(1, vec![]))),
+            (5_000, visits(3, false)),
+            (5_000, Take(true)),
+            (65_000, Take(false)),
+            (65_000, Next(false, Rest)),
+            (65_000, Unclaimed(2)),
+            (70_000, Next(true, Ask(1, vec![]))),
+            (70_001, visits(1, false)),
+            (70_001, Ending(Rest)),
+            (70_001, Unclaimed(3)),
         ]);
         // One that is not heard of is settled until it cannot come there any more, and there is no second one of several.
         check(vec![
@@ -479,25 +500,25 @@ mod tests {
                         if let Next::Ask { wanted, settled } = instance.quota.next(now, wanted, false, believes(&edited)) {
                             prop_assert!(wanted <= LEASE_MAX && settled.len() <= OWED_MAX);
                             number += 1;
-                            let asked = Asked { wanted, settled, may_be_granted: true, number, at: now, as_of: moment };
-                            instance.asked = Some((asked, None));
+                            let asked = Asked { wanted, may_be_granted: true, number, at: now, as_of: moment };
+                            instance.asked = Some((asked, settled, None));
                             edited[which] = false;
                         }
                     }
                     Step::Arrive | Step::Lose => {
-                        if let Some((asked, outcome @ None)) = &mut instance.asked {
-                            let taken = store.take(asked, now);
+                        if let Some((asked, settled, outcome @ None)) = &mut instance.asked {
+                            let taken = store.take(*asked, settled, now);
                             *outcome = Some((!matches!(step, Step::Lose)).then_some(taken));
                         }
                     }
                     Step::Miss => {
-                        if let Some((_, outcome @ None)) = &mut instance.asked {
+                        if let Some((_, _, outcome @ None)) = &mut instance.asked {
                             *outcome = Some(None);
                         }
                     }
                     Step::Answer => {
-                        if let Some((asked, Some(taken))) = &instance.asked {
-                            instance.quota.answered(asked, *taken, now);
+                        if let Some((asked, _, Some(taken))) = instance.asked.take_if(|(.., outcome)| outcome.is_some()) {
+                            instance.quota.answered(asked, taken, now);
                             while instance.waiting > 0 && instance.quota.take(now, believes(&edited)) {
                                 instance.waiting -= 1;
                                 answered += 1;
@@ -505,7 +526,6 @@ mod tests {
                             if asked.wanted > 0 && !matches!(taken, Some(Taken::Visits { .. })) {
                                 instance.waiting = 0;
                             }
-                            instance.asked = None;
                         }
                     }
                     Step::Die => *instance = Instance::new(now),

@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use waypost::domain::key::DomainId;
 use waypost::domain::link::LinkId;
 use waypost::domain::time;
+use waypost::store::Store;
 use waypost::store::row::{Change, Found, Patch, QuotaAsk, Settled, Taken};
 
 use crate::servers::deployment::{Deployment, Way};
@@ -37,7 +38,9 @@ enum Step {
     Ends(&'static str),
     /// Counted as used, rows of leases, whether a look-up says that it is gone, and how often it was recorded as used up.
     Stands(u32, u32, bool, u32),
-    Limit(u64),
+    Limit(Option<u64>),
+    /// So many visits were taken for lost since the first step.
+    Swept(u64),
 }
 
 fn visits(count: u32) -> Taken {
@@ -51,6 +54,15 @@ fn check(deployment: &Deployment, store: &Direct, code: &str, max_visits: u64, s
         deployment.database.sql(&sql.replace("ID", &format!("(SELECT id FROM links WHERE code = '{code}')")))
     };
     let id = LinkId(sql("SELECT ID").parse().unwrap());
+    let swept = || {
+        let mut visits = 0;
+        store.check(async |store| {
+            let Store::Postgres(postgres) = store else { panic!("only Postgres leases") };
+            visits = postgres.figures().visits_swept;
+        });
+        visits
+    };
+    let swept_before = swept();
     for (number, step) in steps.iter().enumerate() {
         let what = format!("{code}, step {number}");
         match step {
@@ -84,8 +96,9 @@ fn check(deployment: &Deployment, store: &Direct, code: &str, max_visits: u64, s
                 });
             }
             Step::Limit(max) => {
-                store.change(code, Change::Edit(Box::new(Patch { max_visits: Some(Some(*max)), ..Patch::default() })));
+                store.change(code, Change::Edit(Box::new(Patch { max_visits: Some(*max), ..Patch::default() })));
             }
+            Step::Swept(visits) => assert_eq!(swept() - swept_before, *visits, "{what}"),
         }
     }
 }
@@ -96,7 +109,7 @@ fn what_the_store_grants_and_takes_back() {
         let deployment = Deployment::new(way, "");
         let store = deployment.store();
         let check = |code: &str, max_visits: u64, steps: &[Step]| check(&deployment, &store, code, max_visits, steps);
-        use Step::{Ask, Ends, Expire, Limit, Stands};
+        use Step::{Ask, Ends, Expire, Limit, Stands, Swept};
         const ALL: u32 = u32::MAX;
         check(
             "single",
@@ -165,7 +178,7 @@ fn what_the_store_grants_and_takes_back() {
             32,
             &[
                 Ask(2, 1, &[], visits(2)),
-                Limit(2),
+                Limit(Some(2)),
                 Stands(2, 1, false, 0),
                 Ask(1, 2, &[], Taken::Held),
                 Stands(2, 1, false, 0),
@@ -180,7 +193,7 @@ fn what_the_store_grants_and_takes_back() {
             32,
             &[
                 Ask(2, 1, &[], visits(2)),
-                Limit(2),
+                Limit(Some(2)),
                 Ask(1, 2, &[], Taken::Held),
                 Ask(1, 2, &[(1, 1)], visits(1)),
                 Stands(2, 1, false, 0),
@@ -189,7 +202,20 @@ fn what_the_store_grants_and_takes_back() {
             ],
         );
         // The server's clock stepped back an hour: nobody waits for as long.
-        check("stepped-back", 1, &[Ask(1, 1, &[], visits(1)), Ends("1 hour"), Ask(1, 2, &[], Taken::UsedUp)]);
+        check("stepped-back", 1, &[Ask(1, 1, &[], visits(1)), Ends("1 hour"), Ask(1, 2, &[], Taken::UsedUp), Swept(1)]);
+        // Its limit was taken away: nothing is counted, and what was leased of nothing is no matter.
+        check(
+            "unlimited",
+            32,
+            &[
+                Ask(2, 1, &[], visits(2)),
+                Limit(None),
+                Ask(9, 2, &[(1, 1)], visits(9)),
+                Ask(0, 0, &[(2, 5)], Taken::UsedUp),
+                Stands(1, 0, false, 0),
+                Swept(0),
+            ],
+        );
         // Rows of the dead go when they are a day old, also of a link that is not used up.
         check(
             "long-dead",
@@ -199,9 +225,11 @@ fn what_the_store_grants_and_takes_back() {
                 Ends("-23 hours"),
                 Ask(0, 0, &[], Taken::UsedUp),
                 Stands(6, 1, false, 0),
+                Swept(0),
                 Ends("-25 hours"),
                 Ask(0, 0, &[], Taken::UsedUp),
                 Stands(6, 0, false, 0),
+                Swept(6),
             ],
         );
         // Its holder died: the next who asks settles that.
@@ -210,13 +238,14 @@ fn what_the_store_grants_and_takes_back() {
             32,
             &[
                 Ask(2, 1, &[], visits(2)),
-                Limit(2),
+                Limit(Some(2)),
                 Expire,
                 Stands(2, 1, false, 0),
                 Ask(1, 2, &[], Taken::UsedUp),
                 Stands(2, 0, true, 1),
                 Ask(0, 0, &[(1, 2)], Taken::UsedUp),
                 Stands(2, 0, true, 1),
+                Swept(2),
             ],
         );
         // One who was only cut off gives back what he has, if nobody was told meanwhile that it is used up.
@@ -229,6 +258,7 @@ fn what_the_store_grants_and_takes_back() {
                 Ask(1, 2, &[], visits(1)),
                 Ask(0, 0, &[(1, 2)], Taken::UsedUp),
                 Stands(1, 1, false, 0),
+                Swept(0),
             ],
         );
         check(
@@ -238,7 +268,7 @@ fn what_the_store_grants_and_takes_back() {
                 Ask(1, 1, &[], visits(1)),
                 Ask(0, 0, &[(1, 0)], Taken::UsedUp),
                 Stands(1, 0, true, 1),
-                Limit(2),
+                Limit(Some(2)),
                 Stands(1, 0, false, 1),
                 Ask(1, 2, &[(1, 0)], visits(1)),
                 Ask(0, 0, &[(2, 0)], Taken::UsedUp),
@@ -250,7 +280,7 @@ fn what_the_store_grants_and_takes_back() {
             64,
             &[
                 Ask(4, 1, &[], visits(4)),
-                Limit(1),
+                Limit(Some(1)),
                 Ask(1, 2, &[], Taken::Held),
                 Ask(1, 2, &[(1, 2)], Taken::UsedUp),
                 Stands(2, 0, true, 1),
@@ -372,6 +402,9 @@ fn three_instances_answer_as_many_visits_as_a_link_has() {
         assert_eq!(fleet.answered(&code, max, Fault::None), max);
         fleet.is_used_up(&code, max, &fleet.servers.iter().collect::<Vec<_>>());
     }
+    for server in &fleet.servers {
+        assert_eq!(server.metric("waypost_limited_visits_lost_total", &[]), 0.0);
+    }
     assert_eq!(fleet.answered("restarted", 1000, Fault::Restart), 1000);
     fleet.servers.remove(0).ends();
     fleet.servers.push(fleet.deployment.instance("one"));
@@ -403,6 +436,46 @@ fn an_instance_that_dies_takes_along_what_it_held() {
     let answered = fleet.answered("killed", 1000, Fault::Kill);
     assert!((1000 - 1000 / 16 - CLIENTS as u32..=1000).contains(&answered), "{answered}");
     fleet.is_used_up("killed", 1000, &fleet.servers[1..].iter().collect::<Vec<_>>());
+}
+
+/// To the visit: what the dead one held is counted by those who find it, and what it had answered of that is in it.
+#[test]
+fn what_is_lost_with_a_dead_instance_is_counted() {
+    const MAX: u32 = 300;
+    let fleet = Fleet::new();
+    limit(&fleet.deployment.store(), "link", MAX.into());
+    let (victim, others) = fleet.servers.split_first().unwrap();
+    let sql = |sql: &str| fleet.deployment.database.sql(sql).parse::<u32>().unwrap();
+    let held = || sql("SELECT coalesce(sum(granted), 0) FROM quota_leases");
+    let lost = || -> f64 {
+        let of = |server: &Server| server.metric("waypost_limited_visits_lost_total", &["reason=\"dead_lease\""]);
+        others.iter().map(of).sum()
+    };
+    let (mut client, mut answered) = (victim.connect(), 0);
+    eventually(LIMIT, "several are leased", || {
+        assert_eq!(client.get("/link").status, 307);
+        answered += 1;
+        held() >= 4
+    });
+    // It may have been about to ask: what it sent is done by the store.
+    victim.signal(Signal::STOP);
+    throughout(Duration::from_millis(300), || {});
+    let held = held();
+    let spent = answered - (sql("SELECT used FROM link_quotas") - held);
+    victim.signal(Signal::KILL);
+    assert_eq!(lost(), 0.0);
+    let by_others = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for server in others {
+            let counted = || {
+                by_others.fetch_add(1, Ordering::SeqCst);
+            };
+            scope.spawn(move || visit_all(server.address(), "link", LIMIT, counted));
+        }
+    });
+    fleet.is_used_up("link", MAX, &others.iter().collect::<Vec<_>>());
+    assert_eq!(lost(), f64::from(held));
+    assert_eq!(MAX - answered - by_others.into_inner(), held - spent, "{answered} by it, {spent} of its last lease");
 }
 
 #[test]

@@ -14,6 +14,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_postgres::Row;
@@ -75,7 +76,8 @@ const REPLACE: &str = "WITH gone AS (DELETE FROM links WHERE id = $1 AND version
 /// Settles leases and grants visits, single ones as leases of one. What was granted to others lives until its row is gone:
 /// to give back the rest and to delete the row is one step, whoever else takes it for lost. That a link is used up is a
 /// change, which is recorded by what makes it so: there is nothing left, and nobody who may give back. Its version follows
-/// those of the creates beside it. $4 to $6 are the leases that are settled.
+/// those of the creates beside it. $4 to $6 are the leases that are settled. Of a link without a limit, which it lost a
+/// moment ago, as much is granted as is wanted, and nothing counted.
 ///
 /// A lease is live for 10 s, ten times as long as it is spent (`TERM` in `resolve::quota`, whose `EXPIRY` this is, too). One
 /// that ends in more than a minute was granted before this server's clock stepped back, and is dead.
@@ -115,12 +117,14 @@ const TAKE_VISITS: &str = "WITH asked AS (
   ), swept AS (
     DELETE FROM quota_leases q USING granted g WHERE q.link_id = g.id AND q.lease <> ALL ($5::int8[])
       AND (g.id IN (SELECT id FROM ended) OR q.expires_at < now() - INTERVAL '1 day')
+    RETURNING q.link_id, q.granted
   ), recorded AS (
     INSERT INTO link_changes (version, at, domain_id, code, what)
     SELECT row_number() OVER (ORDER BY id)
         + (SELECT greatest(version, (SELECT max(version) FROM link_changes)) FROM feed), $7, domain_id, code, 'used_up'
     FROM ended
-  ) SELECT id, visits, max_visits IS NOT NULL, coalesce(live AND used >= max_visits, false) FROM granted";
+  ) SELECT id, visits, coalesce(live AND used >= max_visits, false),
+    (SELECT coalesce(sum(granted), 0)::int8 FROM swept WHERE link_id = id) FROM granted";
 
 const MADE: &str = "SELECT id FROM links WHERE id = ANY ($1::int8[])";
 
@@ -360,7 +364,8 @@ async fn outcome(
     match written {
         Ok(mut answers) => {
             let visits = if has_visits { answers.pop() } else { None };
-            (link_ids(&answers.pop().unwrap_or_default()), visits.unwrap_or_default().iter().map(taken).collect())
+            let taken = visits.unwrap_or_default().iter().map(|row| taken(inner, row)).collect();
+            (link_ids(&answers.pop().unwrap_or_default()), taken)
         }
         Err(failed) => {
             let found = match failed.is_unknown && !links.is_empty() {
@@ -372,11 +377,13 @@ async fn outcome(
     }
 }
 
-fn taken(row: &Row) -> Result<(LinkId, Taken)> {
-    let taken = match (number(row, 1)?, get(row, 3)?) {
-        (0_u32, true) => Taken::Held,
+/// A row of what [`TAKE_VISITS`] says. What it swept is counted here: whoever asked may have gone.
+fn taken(inner: &Inner, row: &Row) -> Result<(LinkId, Taken)> {
+    inner.visits_swept.fetch_add(number(row, 3)?, Ordering::Relaxed);
+    let taken = match (number(row, 1)?, get(row, 2)?) {
+        (0, true) => Taken::Held,
         (0, false) => Taken::UsedUp,
-        (count, _) => Taken::Visits { count, leased: get(row, 2)? },
+        (count, _) => Taken::Visits { count, leased: true },
     };
     Ok((LinkId(number(row, 0)?), taken))
 }

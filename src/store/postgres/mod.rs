@@ -28,7 +28,7 @@ mod stats;
 mod warm;
 
 use std::future::Future;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -104,9 +104,10 @@ struct Inner {
     readers: Semaphore,
     /// The server has not refused to show its timeline.
     shows_timeline: AtomicBool,
+    visits_swept: AtomicU64,
 }
 
-/// What `/metrics` shows of the pool.
+/// What `/metrics` shows: of the pool, and of limited links.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
     pub pool_max: usize,
@@ -114,6 +115,9 @@ pub struct Figures {
     pub idle: usize,
     /// Calls that wait for a connection.
     pub waiting: usize,
+    /// Visits of leases that were taken for lost, because nobody settled them: see `insert::TAKE_VISITS`. What their
+    /// holders had spent of them is not known.
+    pub visits_swept: u64,
 }
 
 /// A transaction that failed.
@@ -172,6 +176,7 @@ impl Postgres {
             beside: Semaphore::new((settings.pool / 2).max(1)),
             readers: Semaphore::new((settings.pool / 4).max(1)),
             shows_timeline: AtomicBool::new(true),
+            visits_swept: AtomicU64::new(0),
         };
         Ok(Self { inner: Arc::new(inner), writes: Arc::default() })
     }
@@ -185,7 +190,13 @@ impl Postgres {
     #[must_use]
     pub fn figures(&self) -> Figures {
         let status = self.inner.primary.status();
-        Figures { pool_max: status.max_size, open: status.size, idle: status.available, waiting: status.waiting }
+        Figures {
+            pool_max: status.max_size,
+            open: status.size,
+            idle: status.available,
+            waiting: status.waiting,
+            visits_swept: self.inner.visits_swept.load(Ordering::Relaxed),
+        }
     }
 
     /// [`Error::Schema`] if the schema is not up to date, or not ours; [`Error::Unavailable`] if nobody answers.

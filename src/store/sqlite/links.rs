@@ -319,13 +319,16 @@ pub fn take_visits(tx: &mut Writing<'_>, ask: &QuotaAsk, now: UnixMillis) -> Res
         .query_row([ask.id.0], |row| row.get(0))
         .optional()?;
     let count = match left {
-        // Its limit was taken away a moment ago.
-        Some(None) => return Ok(Taken::Visits { count: ask.waiting, leased: false }),
         Some(Some(left)) => ask.waiting.min(u32::try_from(left.max(0)).unwrap_or(u32::MAX)),
+        Some(None) => ask.waiting,
         None => 0,
     };
     if count == 0 {
         return Ok(Taken::UsedUp);
+    }
+    if left == Some(None) {
+        // Its limit was taken away a moment ago: they are not counted, so that none of them is lost.
+        return Ok(Taken::Visits { count, leased: true });
     }
     tx.db
         .prepare_cached(
