@@ -290,13 +290,22 @@ impl Postgres {
     /// One statement after the other, each a transaction of its own, in one round trip.
     async fn ask(&mut self, queries: &[Query<'_>]) -> Result<Vec<Vec<Row>>, Failure> {
         let session = self.session().await?;
-        let answers = tokio::select! {
-            biased;
-            () = self.fence.moves_on(session.made) => return Err(Failure::Away(FAILED_OVER.into())),
-            answers = self.limited(all(&session.client, queries)) => answers.map_err(Ended::explain)?,
-        };
+        let answers = self.heard(session.made, all(&session.client, queries)).await?;
         self.session = Some(session);
         Ok(answers)
+    }
+
+    /// What the server says to whom nothing is committed, unless another one becomes the store meanwhile.
+    async fn heard<T>(
+        &self,
+        made: Instant,
+        wait: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            () = self.fence.moves_on(made) => Err(Failure::Away(FAILED_OVER.into())),
+            answer = self.limited(wait) => answer.map_err(Ended::explain),
+        }
     }
 
     /// The one that is there, or a new one, by which what another one left is ended. It is closed unless it is put back.
