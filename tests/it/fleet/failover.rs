@@ -9,8 +9,8 @@
 //!
 //! A primary that was only silent wakes up as a primary. What an instance promises that has seen the new one: it takes no
 //! link and no visit of it for stored, nor an answer to what was under way there, and makes no connection that it keeps. What
-//! nobody but a fence can promise: that nothing is written there, as what had been sent before is carried out, and by who
-//! has not seen the new one yet, who acknowledges it.
+//! nobody but a fence can promise: that nothing is written there, as what had been sent before is carried out, and that
+//! nobody writes there who has not seen the new one, such as a process that starts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -430,7 +430,7 @@ fn a_gap_larger_than_what_is_kept() {
 #[test]
 fn a_primary_that_was_silent_wakes_up() {
     let mut stand = Stand::as_shipped(By::Hosts);
-    let loads = stand.loads(13);
+    let loads = stand.loads(10);
     let former = stand.fleet.deployment.database.of(&stand.primary);
     eventually(LIMIT, "visits are stored", || stand.sql("SELECT count(*) FROM visits") > 100);
     assert_eq!(create(stand.fleet.server(0), "kept").status, 201);
@@ -487,9 +487,11 @@ fn a_primary_that_was_silent_wakes_up() {
     assert!(writes <= BACK && back <= BACK, "{writes:?}, {back:?}");
 
     let ledgers: Vec<PathBuf> = loads.map(Load::ends).into();
-    let judged: Vec<Judged> = ledgers.iter().map(|ledger| stand.fleet.judge(ledger)).collect();
     assert_eq!((stand.sql(&stored_of_ours), written()), (ours, left));
     let lost = stand.lost_of(&stand.primary);
+    // Who judges has seen nothing, and would ask the one that comes first.
+    stand.primary.kill();
+    let judged: Vec<Judged> = ledgers.iter().map(|ledger| stand.fleet.judge(ledger)).collect();
     assert!(lost.values().any(|code| code == "last"), "{lost:?}");
     judged.iter().for_each(|judged| right_but_for(judged, &lost));
     nothing_is_given_twice(&stand, &lost);
