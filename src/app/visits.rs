@@ -169,7 +169,9 @@ pub fn builder(config: &Config) -> anyhow::Result<Builder> {
 pub fn sink(config: &Config, store: &Store, instance: &str) -> Result<Sink, sink::Failure> {
     let settings = sink::Settings { instance: instance.to_owned(), keep: config.visits.keep };
     match (store, &config.postgres) {
-        (Store::Postgres(_), Some(postgres)) => sink::postgres::Postgres::open(postgres, &settings).map(Sink::Postgres),
+        (Store::Postgres(store), Some(postgres)) => {
+            Ok(Sink::Postgres(sink::postgres::Postgres::open(postgres, &settings)?.beside(store)))
+        }
         _ => sink::sqlite::Sqlite::open(&config.data.join(VISITS_FILE), &settings).map(Sink::Sqlite),
     }
 }

@@ -1,21 +1,23 @@
 //! Connections to Postgres: from a URL to a pool, or to one connection of its own.
 //!
 //! In: a URL as libpq reads it. Out: connections, with TLS as its `sslmode` says.
-//! Never: connects when it is only made; waits longer than `postgres.connect_timeout` for each host together, or for one
-//! so that the next is not asked; keeps a connection much past
-//! `postgres.max_lifetime`.
+//! Never: connects when it is only made; waits for one host so that the next is not asked; keeps a connection much past
+//! `postgres.max_lifetime`, or one to a server that the [`Fence`] shuts out.
 //! At its limit: who finds no connection free waits `postgres.pool_timeout`, then gets an error.
 //!
 //! `sslmode` and `sslrootcert`: PostgreSQL manual, section 34.19 (libpq, SSL support).
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use deadpool_postgres::{
     Connect, Hook, HookError, Manager, ManagerConfig, Pool, PoolConfig, RecyclingMethod, Runtime, Timeouts,
 };
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use rand::seq::SliceRandom;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -24,13 +26,15 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio_postgres::Socket;
 use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs};
 use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{SimpleQueryMessage, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use url::form_urlencoded;
 
-use super::errors::explain;
+use super::errors::{code, explain};
+use super::fence::{Fence, Server};
+use super::{CLUSTER, TIMELINE};
 use crate::config::{self, ServiceUrl};
 use crate::store::{Error, Result};
 
@@ -39,6 +43,10 @@ const DEAD_AFTER: Duration = Duration::from_secs(5);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_RETRIES: u32 = 3;
+/// A host that has not answered for so long is asked on beside the next one. The kernel of a server that hangs completes the
+/// handshake of TCP for it: in turn, each connection would wait its whole time-out there first, and a poll, which has a
+/// second, would never come to the next host.
+const NEXT_HOST_AFTER: Duration = Duration::from_millis(250);
 /// By how much of its lifetime a connection ends earlier than another, in thousandths: else all of them, made in the
 /// same moment, would end in the same moment.
 const LIFETIME_JITTER_PERMILLE: u64 = 200;
@@ -46,10 +54,13 @@ const LIFETIME_JITTER_PERMILLE: u64 = 200;
 /// How to reach one server.
 #[derive(Clone)]
 pub(crate) struct Connector {
-    /// One for each host, in the order in which they are tried.
+    /// One for each host.
     hosts: Vec<tokio_postgres::Config>,
+    /// The place of the one that took the last connection: it is asked first.
+    first: Arc<AtomicUsize>,
+    /// None for a server that is only read from.
+    fence: Option<Arc<Fence>>,
     tls: MakeRustlsConnect,
-    /// For each host.
     timeout: Duration,
 }
 
@@ -99,13 +110,16 @@ impl Connector {
             .ssl_mode(tls.mode);
         Ok(Self {
             hosts: each_host(&config),
+            first: Arc::default(),
+            fence: None,
             tls: MakeRustlsConnect::new(tls.client().map_err(wrong)?),
             timeout: settings.connect_timeout,
         })
     }
 
-    /// For a server that is written to: of several hosts, the one that takes writes.
-    pub(crate) fn primary(mut self) -> Self {
+    /// For a server that is written to: of several hosts, the one that takes writes, and none that `fence` shuts out.
+    pub(crate) fn primary(mut self, fence: &Arc<Fence>) -> Self {
+        self.fence = Some(Arc::clone(fence));
         if self.hosts.len() > 1 {
             for host in &mut self.hosts {
                 host.target_session_attrs(TargetSessionAttrs::ReadWrite);
@@ -126,9 +140,11 @@ impl Connector {
             ManagerConfig { recycling_method: RecyclingMethod::Fast },
         );
         let (lifetime, jitter) = (settings.max_lifetime, ahash::RandomState::new());
+        let fence = self.fence.clone();
         let not_too_old = Hook::sync_fn(move |_, metrics: &deadpool_postgres::Metrics| {
             let share = 1000 - jitter.hash_one(metrics.created) % LIFETIME_JITTER_PERMILLE;
-            let over = metrics.age() >= lifetime.mul_f64(share as f64 / 1000.0);
+            let over = metrics.age() >= lifetime.mul_f64(share as f64 / 1000.0)
+                || fence.as_ref().is_some_and(|fence| !fence.believes(metrics.created));
             if over { Err(HookError::message("its lifetime is over")) } else { Ok(()) }
         });
         let timeouts =
@@ -177,23 +193,67 @@ type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
 type Connected = (tokio_postgres::Client, tokio_postgres::Connection<Socket, Stream>);
 
 impl Connector {
-    /// Of the first host that takes it. The last one has all the time that the caller has left: see [`Connector::limit`].
-    ///
-    /// The driver's own time-out ends with the handshake of TCP, which a frozen server's system completes for it, so that
-    /// the host after it would never be asked.
+    /// Of the host that takes it first. Whoever asks limits this by [`Connector::limit`].
     async fn any_host(&self) -> std::result::Result<Connected, tokio_postgres::Error> {
-        let (last, before) = self.hosts.split_last().expect("each_host gives one at least");
-        for host in before {
-            if let Ok(Ok(connected)) = tokio::time::timeout(self.timeout, host.connect(self.tls.clone())).await {
-                return Ok(connected);
+        let (count, first) = (self.hosts.len(), self.first.load(Ordering::Relaxed));
+        let mut others = (1..count).map(|more| (first + more) % count);
+        let asked = FuturesUnordered::from_iter([self.host(first)]);
+        tokio::pin!(asked);
+        loop {
+            match tokio::time::timeout(NEXT_HOST_AFTER, asked.next()).await {
+                Ok(Some((place, Ok(connected)))) => {
+                    self.first.store(place, Ordering::Relaxed);
+                    return Ok(connected);
+                }
+                Ok(Some((_, Err(error)))) => match others.next() {
+                    Some(next) => asked.push(self.host(next)),
+                    None if asked.is_empty() => return Err(error),
+                    None => {}
+                },
+                Ok(None) => unreachable!("somebody is asked"),
+                Err(_) => asked.extend(others.next().map(|next| self.host(next))),
             }
         }
-        last.connect(self.tls.clone()).await
     }
 
-    /// For all hosts, one after the other.
+    async fn host(&self, place: usize) -> (usize, std::result::Result<Connected, tokio_postgres::Error>) {
+        let connecting = async {
+            let (client, mut connection) = self.hosts[place].connect(self.tls.clone()).await?;
+            if let Some(fence) = &self.fence {
+                tokio::select! {
+                    passed = pass(fence, &client) => passed?,
+                    Err(error) = &mut connection => return Err(error),
+                }
+            }
+            Ok((client, connection))
+        };
+        (place, connecting.await)
+    }
+
+    /// For all hosts.
     fn limit(&self) -> Duration {
-        self.timeout.saturating_mul(u32::try_from(self.hosts.len()).unwrap_or(u32::MAX))
+        self.timeout + NEXT_HOST_AFTER * u32::try_from(self.hosts.len() - 1).unwrap_or(u32::MAX)
+    }
+}
+
+/// Fails at a server that the fence shuts out. One that does not say which it is, passes.
+async fn pass(fence: &Fence, client: &tokio_postgres::Client) -> std::result::Result<(), tokio_postgres::Error> {
+    let answers = match client.simple_query(&format!("SELECT {CLUSTER}, {TIMELINE}")).await {
+        // 42883: there is no such function; 42501: it is not for us.
+        Err(error) if matches!(code(&error), Some("42883" | "42501")) => return Ok(()),
+        answers => answers?,
+    };
+    let server = answers.iter().find_map(|answer| match answer {
+        SimpleQueryMessage::Row(row) => Server::new(row.get(0)?, row.get(1)?),
+        _ => None,
+    });
+    match server.map_or(Ok(()), |server| fence.admit(server)) {
+        Ok(()) => Ok(()),
+        // Only the driver and the server make errors of this kind; the server's log says so, too.
+        Err(why) => {
+            let raise = format!("DO $$BEGIN RAISE '{why}' USING ERRCODE = 'read_only_sql_transaction'; END$$");
+            client.batch_execute(&raise).await
+        }
     }
 }
 

@@ -3,10 +3,12 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use deadpool_postgres::Pool;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::{Inner, NO_TIMELINE, Param, Postgres, TIMELINE, bigint, get, limited, number, only};
+use super::fence::Server;
+use super::{CLUSTER, Inner, NO_TIMELINE, Param, Postgres, TIMELINE, bigint, get, limited, number, only};
 use crate::domain::key::{Case, Code, DomainId, Key};
 use crate::domain::link::{Entry, Fields, Link, LinkId, Rules, STATUSES};
 use crate::domain::target::Target;
@@ -62,7 +64,9 @@ const LAG: &str =
     "SELECT CASE WHEN NOT pg_is_in_recovery() OR pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
     ELSE extract(epoch FROM now() - pg_last_xact_replay_timestamp()) END::float8";
 
-/// Epochs that were given in what was lost are fewer than a thousand. The row of ids may be among what was lost.
+/// Epochs that were given in what was lost are fewer than a thousand. The row of ids may be among what was lost. A change of
+/// timelines may pass some by, of which the server has nothing: what they were given is as many steps, $5, so that no other
+/// line of servers comes to the same numbers.
 const BEGIN_GENERATION: &str = "WITH begun AS (
     UPDATE feed SET generation = generation + 1 WHERE generation = $1 RETURNING one
   ), moved AS (
@@ -71,14 +75,16 @@ const BEGIN_GENERATION: &str = "WITH begun AS (
   ) UPDATE worker_leases SET epoch = epoch + 1000,
     until_ms = greatest(until_ms, (extract(epoch FROM now()) * 1000)::int8) + $2 WHERE EXISTS (SELECT 1 FROM begun)";
 const CHANGE_TIMELINE: &str = "WITH begun AS (
-    UPDATE feed SET timeline = $2, generation = generation + CASE WHEN timeline = '' THEN 0 ELSE 1 END
+    UPDATE feed SET timeline = $2, generation = generation + CASE WHEN timeline = '' THEN 0 ELSE $5::int8 END
     WHERE timeline = $1 RETURNING one
   ), moved AS (
-    INSERT INTO ranges (name, next) SELECT 'link_ids', 1 + $4::int8 FROM begun WHERE $1 <> ''
-    ON CONFLICT (name) DO UPDATE SET next = ranges.next + $4::int8
-  ) UPDATE worker_leases SET epoch = epoch + 1000,
-    until_ms = greatest(until_ms, (extract(epoch FROM now()) * 1000)::int8) + $3
+    INSERT INTO ranges (name, next) SELECT 'link_ids', 1 + $4::int8 * $5::int8 FROM begun WHERE $1 <> ''
+    ON CONFLICT (name) DO UPDATE SET next = ranges.next + $4::int8 * $5::int8
+  ) UPDATE worker_leases SET epoch = epoch + 1000 * $5::int8,
+    until_ms = greatest(until_ms, (extract(epoch FROM now()) * 1000)::int8) + $3::int8 * $5::int8
     WHERE $1 <> '' AND EXISTS (SELECT 1 FROM begun)";
+/// More failovers than anybody has between two polls; so many steps of ids are far from the end of their numbers.
+const STEPS_MAX: i64 = 1000;
 /// The longest wait of a change that met another one: 128 ms.
 const AGAIN_MS_LOG2_MAX: u32 = 7;
 
@@ -170,9 +176,14 @@ impl Postgres {
         if present.is_empty() || present == known {
             return Ok(Position { version: number(row, 0)?, generation: number(row, 1)?, asked: number(row, 2)? });
         }
-        let (leases, ids) = (bigint(LEASES_LOST_MS), bigint(IDS_LOST));
-        let params: [Param<'_>; 4] =
-            [(&known, Type::TEXT), (&present, Type::TEXT), (&leases, Type::INT8), (&ids, Type::INT8)];
+        let (leases, ids, steps) = (bigint(LEASES_LOST_MS), bigint(IDS_LOST), steps(known, present));
+        let params: [Param<'_>; 5] = [
+            (&known, Type::TEXT),
+            (&present, Type::TEXT),
+            (&leases, Type::INT8),
+            (&ids, Type::INT8),
+            (&steps, Type::INT8),
+        ];
         inner.again(&[(CHANGE_TIMELINE, &params)]).await?;
         let rows = inner.poll(true).await?;
         let row = only(&rows)?;
@@ -251,19 +262,42 @@ impl Postgres {
     }
 }
 
+/// Closes the idle connections of a pool, unless it is taken back: after a poll that failed, or was given up. The server may
+/// hang: each of them would cost whoever takes it a time-out of its own, for longer than it takes to connect anew.
+struct Doubt<'a>(Option<&'a Pool>);
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        if let Some(pool) = self.0 {
+            pool.retain(|_, _| false);
+        }
+    }
+}
+
+/// Timelines from one to the next: one at least, also if it is another server's altogether.
+fn steps(known: &str, present: &str) -> i64 {
+    let number = |timeline| i64::from_str_radix(timeline, 16).unwrap_or(0);
+    (number(present) - number(known)).clamp(1, STEPS_MAX)
+}
+
 impl Inner {
-    /// The feed's row, of a server that takes writes.
+    /// The feed's row, of a server that takes writes and is the store.
     async fn poll(&self, with_timeline: bool) -> Result<Vec<Row>> {
-        let timeline = if with_timeline { TIMELINE } else { NO_TIMELINE };
+        let (timeline, cluster) = if with_timeline { (TIMELINE, CLUSTER) } else { (NO_TIMELINE, NO_TIMELINE) };
         let sql = format!(
-            "SELECT version, generation, asked, timeline, {timeline}, current_setting('transaction_read_only') FROM feed"
+            "SELECT version, generation, asked, timeline, {timeline}, current_setting('transaction_read_only'), {cluster}
+             FROM feed"
         );
+        let mut doubt = Doubt(Some(&self.primary));
         let rows = self.one(&sql, &[]).await?;
-        if get::<&str>(only(&rows)?, 5)? == "on" {
-            // A former primary: none of its connections is of use any more.
-            self.primary.retain(|_, _| false);
+        let row = only(&rows)?;
+        if get::<&str>(row, 5)? == "on" {
             return Err(Error::Unavailable("postgres takes no writes: it is a standby, or was made read-only".into()));
         }
+        if let Some(server) = Server::new(get(row, 6)?, get(row, 4)?) {
+            self.fence.admit(server).map_err(Error::Unavailable)?;
+        }
+        doubt.0 = None;
         Ok(rows)
     }
 

@@ -6,6 +6,7 @@
 //! a pooler's; waits long in the queue of a table that others use.
 //! At its limit: gives up after [`LOCK_WAIT`] as transient.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::{Client, Row};
@@ -128,7 +129,7 @@ async fn connect(settings: &config::Postgres) -> Result<Client> {
         (None, Some(url)) => ("postgres.direct_url", url),
         (None, None) => ("postgres.url", &settings.url),
     };
-    Connector::new(key, url, settings)?.primary().connect(|| {}).await
+    Connector::new(key, url, settings)?.primary(&Arc::default()).connect(|| {}).await
 }
 
 async fn pending_of(client: &Client) -> Result<&'static [Migration]> {

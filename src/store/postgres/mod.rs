@@ -16,6 +16,7 @@
 
 pub(crate) mod connect;
 pub(crate) mod errors;
+pub(crate) mod fence;
 mod insert;
 mod leases;
 mod links;
@@ -45,6 +46,7 @@ use super::{Error, Result};
 use crate::config::{self, Statements};
 use connect::{Canceller, Connector};
 use errors::{explain, explain_pool, is_conflict, refuses_statement, spares_connection};
+use fence::Fence;
 
 /// How often a transaction is sent again that met another one.
 const ATTEMPTS_MAX: u32 = 10;
@@ -55,6 +57,8 @@ const LIMIT_WHOLE_TABLE: &str = "SET LOCAL statement_timeout = '60s'";
 const NO_TIMELINE: &str = "''";
 const TIMELINE: &str =
     "CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END";
+/// It is the same on a standby.
+const CLUSTER: &str = "(SELECT system_identifier::text FROM pg_control_system())";
 
 /// First in every transaction: what a server gets after a `BEGIN` that it refused (somebody cancelled it) runs by itself.
 /// What gives versions asks for this, and gives none then: columns that are NOT NULL refuse the rest.
@@ -85,6 +89,8 @@ struct Inner {
     primary: Pool,
     replica: Option<Pool>,
     replica_max_lag: Duration,
+    /// Around all that is written to.
+    fence: Arc<Fence>,
     /// For what needs a session; none where there is no way past a pooler.
     direct: Option<Connector>,
     statements: Statements,
@@ -146,13 +152,14 @@ impl Postgres {
     /// Makes the handle; no connection is made. Fails on a URL or a file of authorities that cannot be read, as
     /// [`Error::Schema`].
     pub fn open(settings: &config::Postgres) -> Result<Self> {
-        let primary = Connector::new("postgres.url", &settings.url, settings)?.primary();
+        let fence = Arc::default();
+        let primary = Connector::new("postgres.url", &settings.url, settings)?.primary(&fence);
         let replica = match &settings.replica_url {
             Some(url) => Some(Connector::new("postgres.replica_url", url, settings)?.pool(settings)?),
             None => None,
         };
         let direct = match (&settings.direct_url, settings.statements) {
-            (Some(url), _) => Some(Connector::new("postgres.direct_url", url, settings)?.primary()),
+            (Some(url), _) => Some(Connector::new("postgres.direct_url", url, settings)?.primary(&fence)),
             (None, Statements::Prepared) => Some(primary.clone()),
             (None, Statements::Unnamed) => None,
         };
@@ -162,6 +169,7 @@ impl Postgres {
             primary: primary.pool(settings)?,
             replica,
             replica_max_lag: settings.replica_max_lag,
+            fence,
             direct,
             statements: settings.statements,
             canceller: (settings.statements == Statements::Prepared).then(|| primary.canceller()),
@@ -179,6 +187,11 @@ impl Postgres {
             visits_swept: AtomicU64::new(0),
         };
         Ok(Self { inner: Arc::new(inner), writes: Arc::default() })
+    }
+
+    /// For connections to the same store beside this one's.
+    pub(crate) fn fence(&self) -> &Arc<Fence> {
+        &self.inner.fence
     }
 
     /// Without user and password.
@@ -230,8 +243,9 @@ impl Inner {
         limited(limit, async {
             let asked = async { session.query(session.prepare(sql, params).await?.as_ref(), sql, params).await };
             let answer = asked.await;
-            session.end(answer.as_ref().err());
-            answer.map_err(|error| explain(&error))
+            let ended = session.end(answer.as_ref().err());
+            let rows = answer.map_err(|error| explain(&error))?;
+            ended.map(|()| rows)
         })
         .await
     }
@@ -330,8 +344,10 @@ impl Inner {
         // Without its BEGIN each statement was a transaction of its own: see `BEGUN`.
         let (error, is_unknown) = match (begun, answers.into_iter().collect(), committed) {
             (Ok(()), Ok(answers), Ok(())) => {
-                session.end(None);
-                return Ok(answers);
+                return match session.end(None) {
+                    Ok(()) => Ok(answers),
+                    Err(error) => Err(Failed { error, is_conflict: false, is_unknown: true }),
+                };
             }
             (Err(error), ..) | (_, Ok(_), Err(error)) => (error, true),
             // After a statement that the server refused, COMMIT is a ROLLBACK: then nothing is unknown.
@@ -341,16 +357,18 @@ impl Inner {
             }
         };
         let failed = Failed { error: explain(&error), is_conflict: is_conflict(&error), is_unknown };
-        session.end(Some(&error));
+        // It has failed already.
+        drop(session.end(Some(&error)));
         Err(failed)
     }
 
-    /// Waits as long as the pool lets it: `pool_timeout`, and `connect_timeout` for each host.
+    /// Waits as long as the pool lets it: `pool_timeout`, and `connect_timeout`.
     async fn session(&self, pool: &Pool) -> Result<Session> {
         let object = pool.get().await.map_err(|error| explain_pool(&error))?;
         Ok(Session {
             object: Held { object: Some(object), canceller: self.canceller.clone() },
             statements: self.statements,
+            fence: Arc::clone(&self.fence),
         })
     }
 }
@@ -360,6 +378,7 @@ impl Inner {
 struct Session {
     object: Held,
     statements: Statements,
+    fence: Arc<Fence>,
 }
 
 struct Held {
@@ -419,12 +438,15 @@ impl Session {
         }
     }
 
-    /// All answers have come; one of them may be an error.
-    fn end(mut self, error: Option<&tokio_postgres::Error>) {
-        let object = self.object.object.take();
-        if !error.is_none_or(spares_connection) {
-            drop(object.map(Object::take));
+    /// All answers have come; one of them may be an error. Fails if another server is the store by now: this one may have
+    /// been frozen, and what it says that it has written is nowhere else.
+    fn end(mut self, error: Option<&tokio_postgres::Error>) -> Result<()> {
+        let Some(object) = self.object.object.take() else { return Ok(()) };
+        let is_believed = self.fence.believes(Object::metrics(&object).created);
+        if !is_believed || !error.is_none_or(spares_connection) {
+            drop(Object::take(object));
         }
+        if is_believed { Ok(()) } else { Err(Error::Unavailable("postgres has failed over meanwhile".into())) }
     }
 }
 

@@ -6,6 +6,11 @@
 //! served, nor are its ids and codes anybody else's.
 //! Never: restarts an instance, or tells it where the primary is.
 //! At the limit: links that were acknowledged and are in no standby are lost; which these are, the old primary tells.
+//!
+//! A primary that was only silent wakes up as a primary. What an instance promises that has seen the new one: it takes no
+//! link and no visit of it for stored, nor an answer to what was under way there, and makes no connection that it keeps. What
+//! nobody but a fence can promise: that nothing is written there, as what had been sent before is carried out, and that
+//! nobody writes there who has not seen the new one, such as a process that starts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -19,7 +24,7 @@ use waypost::domain::time;
 use super::Fleet;
 use crate::campaign::{Judged, Load, OURS};
 use crate::servers::deployment::Way;
-use crate::servers::postgres::Postgres;
+use crate::servers::postgres::{Database, Postgres, ROLE};
 use crate::servers::proxy::Proxy;
 use crate::servers::redis::Redis;
 use crate::support::{Answer, Client, LIMIT, Server, eventually, request, throughout};
@@ -66,7 +71,7 @@ struct Stand {
     address: Option<Proxy>,
     standby: Postgres,
     primary: Postgres,
-    _redis: Redis,
+    redis: Redis,
     by: By,
 }
 
@@ -85,7 +90,43 @@ impl Stand {
         };
         let config = format!("[redis]\nurl = \"{}\"\n{config}", redis.url());
         let fleet = Fleet::on(&primary, way, 3, &config);
-        Self { fleet, address, standby: follower, primary, _redis: redis, by }
+        Self { fleet, address, standby: follower, primary, redis, by }
+    }
+
+    /// With every time-out as it is shipped: see [`CONFIG`](super::CONFIG), and what deployments of tests have for Postgres.
+    fn as_shipped(by: By) -> Self {
+        let mut this = Self::new(Standby::Lagging, by, "");
+        let deployment = &this.fleet.deployment;
+        let path = deployment.path("store.toml");
+        let store = std::fs::read_to_string(&path).unwrap();
+        let (kept, own): (Vec<&str>, Vec<&str>) = store.lines().partition(|line| !line.contains("timeout"));
+        assert_eq!(own.len(), 1, "{own:?}");
+        std::fs::write(&path, kept.join("\n")).unwrap();
+        deployment.reconfigure(&format!(
+            "[proxies]\ntrusted = [\"127.0.0.0/8\"]\n[codes]\nstrategy = \"permuted\"\n[redis]\nurl = \"{}\"\n",
+            this.redis.url()
+        ));
+        for number in 0..3 {
+            this.fleet.stop(number);
+            this.fleet.begin(number);
+        }
+        this
+    }
+
+    /// Has every instance make a link, however often it takes; their codes. No code is asked for twice: what was sent to a
+    /// server that hung may be made there when it wakes up.
+    fn all_write(&self, name: &str) -> Vec<String> {
+        let made = |number: usize| {
+            let mut tries = 0;
+            let mut code = String::new();
+            eventually(2 * BACK, "it writes again", || {
+                tries += 1;
+                code = format!("{name}-{number}-{tries}");
+                create(self.fleet.server(number), &code).status == 201
+            });
+            code
+        };
+        (0..3).map(made).collect()
     }
 
     fn loads(&self, seconds: u32) -> [Load; 2] {
@@ -131,14 +172,22 @@ impl Stand {
         if old == Old::StaysAway {
             self.primary.start();
         }
-        let links = |cluster: &Postgres| -> BTreeMap<u64, String> {
-            let rows = self.fleet.deployment.database.of(cluster).sql("SELECT id, code FROM links");
-            let pair = |row: &str| row.split_once('|').map(|(id, code)| (id.parse().unwrap(), code.to_owned()));
-            rows.lines().filter_map(pair).collect()
-        };
-        let now = links(&self.standby);
-        links(&self.primary).into_iter().filter(|(id, code)| now.get(id) != Some(code)).collect()
+        self.lost_of(&self.primary)
     }
+
+    /// Links of a cluster that the store lacks.
+    fn lost_of(&self, former: &Postgres) -> BTreeMap<u64, String> {
+        let store = &self.fleet.deployment.database;
+        let now = links(store);
+        links(&store.of(former)).into_iter().filter(|(id, code)| now.get(id) != Some(code)).collect()
+    }
+}
+
+/// Codes by ids.
+fn links(database: &Database) -> BTreeMap<u64, String> {
+    let rows = database.sql("SELECT id, code FROM links");
+    let pair = |row: &str| row.split_once('|').map(|(id, code)| (id.parse().unwrap(), code.to_owned()));
+    rows.lines().filter_map(pair).collect()
 }
 
 fn at(port: u16) -> SocketAddr {
@@ -375,6 +424,148 @@ fn a_gap_larger_than_what_is_kept() {
             assert_eq!(judged.wrong(what), 0, "{what}: {judged:#?}");
         }
     }
+}
+
+/// It hangs, and another one takes its place; then it wakes up, and takes writes.
+#[test]
+fn a_primary_that_was_silent_wakes_up() {
+    let mut stand = Stand::as_shipped(By::Hosts);
+    let loads = stand.loads(10);
+    let former = stand.fleet.deployment.database.of(&stand.primary);
+    eventually(LIMIT, "visits are stored", || stand.sql("SELECT count(*) FROM visits") > 100);
+    assert_eq!(create(stand.fleet.server(0), "kept").status, 201);
+    let mut clients = [0, 1, 2].map(|number| stand.fleet.server(number).connect());
+    eventually(LIMIT, "all have it", || clients.iter_mut().all(|client| is_right(&client.get("/kept"), "kept")));
+    stand.standby.unfollow();
+    assert_eq!(create(stand.fleet.server(2), "last").status, 201);
+    let mut ours = 0;
+    for _ in 0..OTHERS {
+        assert!(is_right(&visit(&mut clients[2], "last"), "last"));
+        ours += 1;
+    }
+    let stored_of_ours = format!("SELECT count(*) FROM visits WHERE request_id = '{OURS}'");
+    eventually(LIMIT, "these are stored", || stand.sql(&stored_of_ours) == ours);
+
+    stand.primary.freeze();
+    throughout(Duration::from_secs(1), || {
+        for client in &mut clients {
+            assert!(is_right(&visit(client, "kept"), "kept"));
+            ours += 1;
+        }
+    });
+    stand.standby.promote();
+    let promoted = time::monotonic();
+    stand.fleet.deployment.database = former.of(&stand.standby);
+    stand.all_write("after");
+    let writes = since(promoted);
+    eventually(2 * BACK, "what was lost of visits is there again", || stand.sql(&stored_of_ours) == ours);
+    let stored = since(promoted);
+    for client in &mut clients {
+        eventually(BACK, "what is lost is known to be", || client.get("/last").status == 404);
+    }
+
+    stand.primary.thaw();
+    assert_eq!(former.sql("SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'"), "f");
+    let connections = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{ROLE}'");
+    eventually(BACK, "nobody stays there", || former.sql(&connections) == "0");
+    let written = || former.sql("SELECT (SELECT count(*) FROM links), (SELECT count(*) FROM visits)");
+    let left = written();
+    throughout(Duration::from_millis(500), || {
+        assert_eq!(former.sql(&connections), "0");
+        assert_eq!(written(), left);
+    });
+    // It is all there is for them, and it is not the store.
+    stand.standby.freeze();
+    eventually(2 * BACK, "they are refused", || stand.primary.says("this is a former primary"));
+    let answer = create(stand.fleet.server(2), "nowhere");
+    assert_eq!((answer.status, written()), (503, left.clone()), "{answer:?}");
+    stand.standby.thaw();
+    let thawed = time::monotonic();
+    stand.all_write("back");
+    let back = since(thawed);
+    report(&format!("all write {writes:?} after the promotion, visits are there after {stored:?}; back {back:?}"));
+    assert!(writes <= BACK && back <= BACK, "{writes:?}, {back:?}");
+
+    let ledgers: Vec<PathBuf> = loads.map(Load::ends).into();
+    assert_eq!((stand.sql(&stored_of_ours), written()), (ours, left));
+    let lost = stand.lost_of(&stand.primary);
+    // Who judges has seen nothing, and would ask the one that comes first.
+    stand.primary.kill();
+    let judged: Vec<Judged> = ledgers.iter().map(|ledger| stand.fleet.judge(ledger)).collect();
+    assert!(lost.values().any(|code| code == "last"), "{lost:?}");
+    judged.iter().for_each(|judged| right_but_for(judged, &lost));
+    nothing_is_given_twice(&stand, &lost);
+}
+
+/// A second failover, to a server that knows nothing of what was written after the first one: not even that instances
+/// had seen that.
+#[test]
+fn to_a_third_one_that_lacks_what_the_second_wrote() {
+    let mut stand = Stand::as_shipped(By::Address);
+    let loads = stand.loads(14);
+    let first = stand.fleet.deployment.database.of(&stand.primary);
+    eventually(LIMIT, "visits are stored", || stand.sql("SELECT count(*) FROM visits") > 100);
+    assert_eq!(create(stand.fleet.server(0), "kept").status, 201);
+    let kept = "SELECT count(*) FROM links WHERE code = 'kept'";
+    eventually(LIMIT, "the second one has it", || first.of(&stand.standby).sql(kept) == "1");
+
+    // Connections to the first one stay, and say nothing.
+    stand.primary.freeze();
+    stand.standby.promote();
+    let third = stand.standby.standby();
+    let follows = "SELECT count(*) FROM pg_stat_replication";
+    eventually(LIMIT, "the third one follows the second", || stand.standby.sql(follows) == "1");
+    third.unfollow();
+    let moved = time::monotonic();
+    stand.address.as_ref().unwrap().leads_to(at(stand.standby.port()));
+    stand.fleet.deployment.database = first.of(&stand.standby);
+    let codes = stand.all_write("second");
+    let writes = since(moved);
+    let mut ours = 0;
+    for (number, code) in codes.iter().enumerate() {
+        let mut client = stand.fleet.server(number).connect();
+        for _ in 0..OTHERS {
+            let answer = visit(&mut client, code);
+            assert!(is_right(&answer, code), "{answer:?}");
+            ours += 1;
+        }
+    }
+    let stored_of_ours = format!("SELECT count(*) FROM visits WHERE request_id = '{OURS}'");
+    eventually(2 * BACK, "these are stored", || stand.sql(&stored_of_ours) == ours);
+    let generation = "SELECT generation FROM feed";
+    let second_had = stand.sql(generation);
+
+    stand.standby.kill();
+    third.promote();
+    let promoted = time::monotonic();
+    let address = stand.address.as_ref().unwrap();
+    address.leads_to(at(third.port()));
+    address.cut();
+    stand.fleet.deployment.database = first.of(&third);
+    stand.all_write("third");
+    let writes_again = since(promoted);
+    eventually(2 * BACK, "what was lost of visits is there again", || stand.sql(&stored_of_ours) == ours);
+    for number in 0..3 {
+        let mut client = stand.fleet.server(number).connect();
+        eventually(BACK, "what is lost is known to be", || {
+            codes.iter().all(|code| client.get(&format!("/{code}")).status == 404)
+        });
+        assert!(is_right(&client.get("/kept"), "kept"));
+    }
+    assert!(stand.sql(generation) > second_had, "two generations are one");
+    report(&format!("all write {writes:?} after the address moved, and {writes_again:?} after the second promotion"));
+    assert!(writes <= BACK && writes_again <= BACK, "{writes:?}, {writes_again:?}");
+
+    let ledgers: Vec<PathBuf> = loads.map(Load::ends).into();
+    let judged: Vec<Judged> = ledgers.iter().map(|ledger| stand.fleet.judge(ledger)).collect();
+    assert_eq!(stand.sql(&stored_of_ours), ours);
+    stand.primary.thaw();
+    stand.standby.start();
+    let mut lost = stand.lost_of(&stand.standby);
+    assert!(codes.iter().all(|code| lost.values().any(|lost| lost == code)), "{lost:?}");
+    lost.extend(stand.lost_of(&stand.primary));
+    judged.iter().for_each(|judged| right_but_for(judged, &lost));
+    nothing_is_given_twice(&stand, &lost);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //!
 //! In: SQL. Out: what psql prints of it, which shares no code with what is tested.
 //! Never: a superuser for what is tested: it has the role that owns the database and one that owns nothing.
-//! At the limit: 200 connections to a cluster; PgBouncer takes 1,000 and has 20 for each database and role.
+//! At the limit: 200 connections to a cluster; PgBouncer is the one that people deploy, but for where it is and who may come.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -245,6 +245,11 @@ impl Postgres {
         self.reload();
     }
 
+    /// Whether it ever told its log so.
+    pub(crate) fn says(&self, words: &str) -> bool {
+        log(self.folder.path()).contains(words)
+    }
+
     /// The pooler of this cluster leads to another one from now on, as a person makes it.
     pub(crate) fn pooler_leads_to(&self, other: &Self) {
         self.at.pooler().leads_to(&self.at, other.port());
@@ -339,13 +344,19 @@ impl Pooler {
         let tls = at.tls.as_ref().map_or(String::new(), |tls| {
             format!("server_tls_sslmode = verify-full\nserver_tls_ca_file = {}\n", tls.authority.display())
         });
-        // By default it waits for 15 s before it tries a server again that was away.
-        let config = format!(
-            "[databases]\n* = host=127.0.0.1 port={server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-             unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = users\npool_mode = transaction\n\
-             max_client_conn = 1000\ndefault_pool_size = 20\nserver_login_retry = 1\n{tls}"
-        );
-        write(&folder.join("pgbouncer.ini"), &config);
+        let shipped = include_str!("../../../deploy/compose/pgbouncer/pgbouncer.ini");
+        let mut config = shipped.to_owned();
+        for (key, ours) in [
+            ("%include", format!("[databases]\n* = host=127.0.0.1 port={server}")),
+            ("listen_addr", "listen_addr = 127.0.0.1".to_owned()),
+            ("listen_port", format!("listen_port = {port}\nunix_socket_dir =")),
+            ("auth_file", "auth_file = users".to_owned()),
+        ] {
+            let mut lines = shipped.lines().filter(|line| line.split([' ', '=']).next() == Some(key));
+            let line = lines.next().unwrap_or_else(|| panic!("the shipped pgbouncer.ini has no {key}"));
+            config = config.replace(line, &ours);
+        }
+        write(&folder.join("pgbouncer.ini"), &format!("{config}{tls}"));
     }
 
     /// To another server, with SIGHUP.

@@ -1,7 +1,7 @@
 //! Visits in Postgres, on a connection of its own beside the store's pool.
 //!
 //! In: batches. Out: each stored whole, in one transaction with its positions, or not at all.
-//! Never: waits for anything of ours inside of a transaction (a batch is encoded before); leaves anything in a session, or
+//! Never: takes the word of a server that is no longer the store: see `store::postgres::fence`; waits for anything of ours inside of a transaction (a batch is encoded before); leaves anything in a session, or
 //! names a statement that outlives its transaction, so that a pooler may stand between; leaves a transaction of its own
 //! behind that holds the locks of positions.
 //! At its limit: each wait for the server ends after [`STEPS`] times `postgres.statement_timeout`. The limit is ours, for
@@ -25,7 +25,8 @@ mod encoded;
 mod partitions;
 
 use std::future::Future;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::SinkExt;
@@ -37,9 +38,11 @@ use tokio_postgres::{Client, CopyInSink, Row, Statement};
 use self::encoded::{Encoded, Merged, Query};
 use super::{Failure, Position, Settings};
 use crate::config;
+use crate::domain::time;
 use crate::store;
 use crate::store::postgres::connect::Connector;
 use crate::store::postgres::errors::{code, explain, refuses_statement};
+use crate::store::postgres::fence::Fence;
 use crate::visits::batch::Batch;
 use crate::visits::spool::{Epoch, Source};
 use crate::visits::{Dropped, Drops};
@@ -52,6 +55,7 @@ const BACKEND: &str = "SELECT pid, (extract(epoch FROM backend_start) * 1000000)
 const END_BACKEND: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
   WHERE pid = $1 AND (extract(epoch FROM backend_start) * 1000000)::int8 = $2";
 
+const FAILED_OVER: &str = "postgres has failed over meanwhile";
 /// What a former primary has is not what the store has: none of its connections is of use any more.
 const READ_ONLY: &str = "SELECT current_setting('transaction_read_only')";
 const POSITIONS: &str = "SELECT p.epoch, p.core, p.next, p.stored, d.reason, d.visits
@@ -61,6 +65,7 @@ const POSITIONS: &str = "SELECT p.epoch, p.core, p.next, p.stored, d.reason, d.v
 #[derive(Debug)]
 pub struct Postgres {
     connector: Connector,
+    fence: Arc<Fence>,
     settings: Settings,
     /// Begins a transaction.
     begin: String,
@@ -87,6 +92,7 @@ struct Backend {
 struct Session {
     client: Client,
     connection: AbortHandle,
+    made: Instant,
 }
 
 impl Drop for Session {
@@ -125,7 +131,8 @@ impl Postgres {
             Some(url) => ("postgres.direct_url", url),
             None => ("postgres.url", &config.url),
         };
-        let connector = Connector::new(key, url, config).map_err(failure)?.primary();
+        let fence = Arc::default();
+        let connector = Connector::new(key, url, config).map_err(failure)?.primary(&fence);
         let limit = config.statement_timeout * STEPS;
         let (limit_ms, lock_ms) = (limit.as_millis(), config.statement_timeout.as_millis());
         // Plans that are good for few rows and for many: a stale statistic must not read a whole table of rollups, nor is
@@ -138,6 +145,7 @@ impl Postgres {
         );
         Ok(Self {
             connector,
+            fence,
             settings: settings.clone(),
             begin,
             limit,
@@ -146,6 +154,14 @@ impl Postgres {
             buffer: BytesMut::new(),
             indexing: None,
         })
+    }
+
+    /// Whatever this handle knows of a failover is known here, too.
+    #[must_use]
+    pub fn beside(mut self, store: &store::postgres::Postgres) -> Self {
+        self.fence = Arc::clone(store.fence());
+        self.connector = self.connector.primary(&self.fence);
+        self
     }
 
     /// See [`super::Sink::positions`].
@@ -191,7 +207,12 @@ impl Postgres {
 
     async fn attempt(&mut self, batch: &Encoded<'_>) -> Result<(), Ended> {
         let session = self.session().await.map_err(Ended::Never)?;
-        let ended = self.transaction(&session.client, batch).await;
+        let fence = Arc::clone(&self.fence);
+        let ended = tokio::select! {
+            biased;
+            () = fence.moves_on(session.made) => Err(Ended::Unknown(FAILED_OVER.into())),
+            ended = self.transaction(&session.client, batch) => ended,
+        };
         let is_over = match &ended {
             Ok(()) => true,
             // The server lives, and so does the connection.
@@ -269,20 +290,34 @@ impl Postgres {
     /// One statement after the other, each a transaction of its own, in one round trip.
     async fn ask(&mut self, queries: &[Query<'_>]) -> Result<Vec<Vec<Row>>, Failure> {
         let session = self.session().await?;
-        let answers = self.limited(all(&session.client, queries)).await.map_err(Ended::explain)?;
+        let answers = self.heard(session.made, all(&session.client, queries)).await?;
         self.session = Some(session);
         Ok(answers)
+    }
+
+    /// What the server says to whom nothing is committed, unless another one becomes the store meanwhile.
+    async fn heard<T>(
+        &self,
+        made: Instant,
+        wait: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            () = self.fence.moves_on(made) => Err(Failure::Away(FAILED_OVER.into())),
+            answer = self.limited(wait) => answer.map_err(Ended::explain),
+        }
     }
 
     /// The one that is there, or a new one, by which what another one left is ended. It is closed unless it is put back.
     async fn session(&mut self) -> Result<Session, Failure> {
         if let Some(session) = self.session.take()
             && !session.client.is_closed()
+            && self.fence.believes(session.made)
         {
             return Ok(session);
         }
         let (client, connection) = self.connector.connect_closable(|| {}).await.map_err(failure)?;
-        let session = Session { client, connection };
+        let session = Session { client, connection, made: time::monotonic() };
         if let Some(Backend { pid, started_us }) = self.left {
             let end = [(END_BACKEND, vec![(&pid as _, Type::INT4), (&started_us as _, Type::INT8)])];
             self.limited(all(&session.client, &end)).await.map_err(Ended::explain)?;

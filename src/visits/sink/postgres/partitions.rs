@@ -12,7 +12,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use super::encoded::Query;
-use super::{Ended, Postgres, all, failure, get, why};
+use super::{Postgres, all, failure, get, why};
 use crate::domain::time::UnixMillis;
 use crate::stats::rollup::{self, DAY_MS, Day};
 use crate::store::postgres::connect::Connector;
@@ -77,7 +77,7 @@ impl Postgres {
     async fn brief(&mut self, query: Query<'_>) -> Result<Vec<Row>, Failure> {
         let session = self.session().await?;
         let limit_ms = u32::try_from(self.limit.as_millis()).unwrap_or(u32::MAX);
-        let rows = self.limited(locking(&session.client, limit_ms, query)).await.map_err(Ended::explain)?;
+        let rows = self.heard(session.made, locking(&session.client, limit_ms, query)).await?;
         self.session = Some(session);
         Ok(rows)
     }
