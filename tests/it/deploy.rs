@@ -4,7 +4,7 @@
 //! waypost takes the configuration they give it, and that what stands in two of them is the same.
 //! Never: needs a container, a cluster, or the network; for schemas and more see `script/lint-deploy`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -162,6 +162,9 @@ fn the_scripts_parse() {
     for script in ["postgres/fence.sh", "postgres/primary.sh", "postgres/standby.sh", "pgbouncer/start.sh"] {
         ran(Command::new("sh").arg("-n").arg(path("deploy/compose").join(script)));
     }
+    // The image's entry point runs it; one that is not executable it would source, `set -eu` and all.
+    let mode = std::fs::metadata(path("deploy/compose/postgres/primary.sh")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o111, 0o111, "{mode:o}");
 }
 
 /// After a failover by hand the first primary comes back read-only, and PgBouncer leads to the other one.
@@ -188,6 +191,7 @@ fn the_old_primary_is_fenced() {
 #[test]
 fn images_are_pinned() {
     let own = ["image: waypost:", "image: registry.example/waypost:"];
+    let mut tags = BTreeMap::new();
     let mut seen = 0;
     for file in [
         "compose/Dockerfile",
@@ -203,7 +207,9 @@ fn images_are_pinned() {
         {
             seen += 1;
             let image = line.split(' ').nth(1).unwrap();
-            let tag = image.rsplit_once(':').unwrap_or_else(|| panic!("{file}: {line} has no tag")).1;
+            let (name, tag) = image.rsplit_once(':').unwrap_or_else(|| panic!("{file}: {line} has no tag"));
+            let elsewhere = tags.insert(name.to_owned(), tag.to_owned());
+            assert!(elsewhere.as_deref().is_none_or(|elsewhere| elsewhere == tag), "{file}: {line}, and {elsewhere:?}");
             // 16.9-bookworm, and neither `latest` nor 16.
             let parts: Vec<_> = tag.split(['.', '-']).take_while(|part| part.parse::<u32>().is_ok()).collect();
             assert!(parts.len() >= 2, "{file}: {line}");
@@ -213,6 +219,8 @@ fn images_are_pinned() {
         }
     }
     assert!(seen >= 10, "{seen} images");
+    let compiler = &tags["docker.io/library/rust"];
+    assert!(compiler.starts_with(concat!(env!("CARGO_PKG_RUST_VERSION"), ".")), "rust:{compiler}");
 }
 
 #[test]
@@ -398,7 +406,7 @@ fn kubernetes_agrees_with_itself() {
     let port =
         |name: &str| list(&container["ports"]).find(|port| port["name"] == name).unwrap()["containerPort"].clone();
     let listens = |address: &Value| Value::from(text(address).rsplit_once(':').unwrap().1.parse::<u64>().unwrap());
-    assert_eq!(listens(&configuration["listen"][0]["address"]), port("http"));
+    list(&configuration["listen"]).for_each(|listen| assert_eq!(listens(&listen["address"]), port("http")));
     assert_eq!(listens(&configuration["api"]["listen"]), port("api"));
     let annotations = &instances["spec"]["template"]["metadata"]["annotations"];
     assert_eq!(annotations["prometheus.io/port"], port("api").to_string());

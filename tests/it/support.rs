@@ -78,6 +78,14 @@ pub(crate) static TESTED: LazyLock<Tested> = LazyLock::new(|| match std::env::va
     Ok(other) => panic!("WAYPOST_TEST_STORE is {other:?}, and the stores are embedded, postgres and pooled"),
 });
 
+/// Says what is not tested for want of a tool or of a right, and what would help; with `WAYPOST_ALL=1` it fails instead.
+#[track_caller]
+pub(crate) fn left_out(why: &str) {
+    assert!(std::env::var_os("WAYPOST_ALL").is_none_or(|all| all != "1"), "left out, and WAYPOST_ALL=1: {why}");
+    // Past the macros: what they print of a test that passes nobody sees.
+    writeln!(std::io::stderr(), "LEFT OUT: {why}").unwrap();
+}
+
 /// Whether a test that only the embedded store can pass, for this reason, has to be left out.
 #[must_use]
 pub(crate) fn embedded_only(reason: &str) -> bool {

@@ -22,7 +22,7 @@ use crate::servers::port;
 use crate::servers::postgres::Postgres;
 use crate::servers::proxy::Proxy;
 use crate::servers::redis::Redis;
-use crate::support::{LIMIT, Server, eventually, throughout};
+use crate::support::{LIMIT, Server, eventually, left_out, throughout};
 
 /// From the first lost packet until the instance says so.
 const NOTICED: Duration = Duration::from_secs(5);
@@ -163,7 +163,7 @@ fn hits(server: &Server, codes: &[String], span: Duration) -> (Duration, usize) 
     (took[took.len() * 99 / 100], took.len())
 }
 
-#[expect(clippy::print_stdout, reason = "figures are for people, and so is why nothing was tested")]
+#[expect(clippy::print_stdout, reason = "figures are for people")]
 fn report(figures: &str) {
     println!("{figures}");
 }
@@ -176,16 +176,16 @@ enum Behind {
 
 #[test]
 fn a_black_hole() {
-    let left_out = |why| report(&format!("LEFT OUT: a black hole needs root and iproute2: {why}"));
+    let cannot = |why: &str| left_out(&format!("a black hole needs root and iproute2: {why}"));
     let namespace = match Namespace::new() {
         Ok(namespace) => namespace,
-        Err(why) => return left_out(why),
+        Err(why) => return cannot(&why),
     };
     let links: Result<Vec<Link<'_>>, String> = (0..3).map(|number| Link::new(&namespace, number)).collect();
     let [visitors, to_postgres, to_redis] = match links.as_deref() {
         Ok([visitors, to_postgres, to_redis]) => [visitors, to_postgres, to_redis],
         Ok(_) => unreachable!("three were made"),
-        Err(why) => return left_out(why.clone()),
+        Err(why) => return cannot(why),
     };
     ip(&format!("-n {} link set lo up", namespace.0)).unwrap();
     let (postgres, redis) = (Postgres::own(), Redis::start());

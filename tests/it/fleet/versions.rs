@@ -20,7 +20,7 @@ use crate::servers::deployment::{Deployment, WAYPOST, Way};
 use crate::servers::port;
 use crate::servers::postgres::{Postgres, psql};
 use crate::servers::redis::Redis;
-use crate::support::{Answer, LIMIT, Server, eventually};
+use crate::support::{Answer, LIMIT, Server, eventually, left_out};
 
 /// Of one crate, the others' artifacts being there, on a machine that does other things.
 const BUILD: Duration = Duration::from_secs(600);
@@ -44,7 +44,7 @@ fn previous() -> Option<&'static Path> {
     };
     let program = PREVIOUS.get_or_init(build).as_deref();
     if program.is_none() {
-        said("LEFT OUT: there is no history to build the previous version from");
+        left_out("there is no history to build the previous version from: git fetch --unshallow --tags");
     }
     program
 }

@@ -118,6 +118,7 @@ fn configure(folder: &Path, port: u16, servers: [SocketAddr; 3], changes: &[(&st
         ("    group haproxy\n", ""),
         ("/run/haproxy/admin.sock", socket.to_str().unwrap()),
         ("bind :80\n", &bind),
+        ("    bind :::80 v6only\n", ""),
         ("acl edge src 192.0.2.1", "acl edge src 127.0.0.0/9"),
         ("acl private src 127.0.0.0/8", "acl private src 127.0.0.0/9"),
         // Loads are both believed and let in, which nobody is by the file.

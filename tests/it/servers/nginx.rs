@@ -96,6 +96,7 @@ fn configure(folder: &Path, port: u16, servers: [SocketAddr; 3], changes: &[(&st
     let site = format!("server {{ listen 127.0.0.1:{port}; server_name localhost; access_log off; return 418; }}\n");
     let own = [
         ("listen 80 default_server;", &*listen),
+        ("    listen [::]:80 default_server;\n", ""),
         ("    192.0.2.1 1;", "    127.0.0.0/9 1;"),
         // Loads are both believed and let in, which nobody is by the file: a value of their own. The upper half is not.
         ("    127.0.0.0/8 1;", "    127.0.0.0/9 2;\n    127.0.0.128/25 1;"),

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use waypost::domain::time;
 
-use super::{Kept, Stand, left_out, redirects, stored};
-use crate::support::{LIMIT, Server, eventually, throughout};
+use super::{Kept, Stand, redirects, stored};
+use crate::support::{LIMIT, Server, eventually, left_out, throughout};
 
 const DAY_SECONDS: i64 = 86_400;
 

@@ -13,9 +13,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 use waypost::domain::time;
 
-use super::{Kept, OURS_HEADER, Stand, degraded, dropped, left_out, stored, trace};
+use super::{Kept, OURS_HEADER, Stand, degraded, dropped, stored, trace};
 use crate::servers::proxy::Mode;
-use crate::support::{LIMIT, Server, eventually, request, throughout};
+use crate::support::{LIMIT, Server, eventually, left_out, request, throughout};
 
 /// A disk of its own for the log; gone when it is dropped.
 struct SmallDisk(TempDir);

@@ -185,8 +185,3 @@ fn degraded(server: &Server) -> Vec<String> {
 fn redirects(server: &Server) {
     assert_eq!(server.connect().ask("GET", "/spring26", &[OURS_HEADER], b"").status, 307);
 }
-
-#[expect(clippy::print_stdout, reason = "a test that leaves something out says so, loudly")]
-fn left_out(why: &str) {
-    println!("LEFT OUT: {why}");
-}

@@ -12,8 +12,7 @@ use std::sync::LazyLock;
 
 use tempfile::NamedTempFile;
 
-use crate::support::Server;
-use crate::visits_faults::left_out;
+use crate::support::{Server, left_out};
 
 /// A strace at work; it lets go when it is dropped.
 #[derive(Debug)]
