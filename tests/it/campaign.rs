@@ -24,6 +24,8 @@ const SETTLED: Duration = Duration::from_secs(60);
 
 /// What a core answered may stand in no figure of the store for as long: until the next batch, and its way.
 const UNHEARD: Duration = Duration::from_millis(1500);
+/// Between two looks while something is pending.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// The id of requests that stand in no ledger.
 pub(crate) const OURS: &str = "ours";
@@ -210,8 +212,8 @@ impl Account {
             }
             let late = time::monotonic().duration_since(begun) > SETTLED;
             assert!(!late, "not settled: {:?}", Self::of(servers[0]));
+            throughout(if account.is_some() { UNHEARD } else { AGAIN }, || {});
             before = account;
-            throughout(UNHEARD, || {});
         }
     }
 
