@@ -145,6 +145,7 @@ impl Quota {
             Some(lease) => Next::Wait(lease.until),
             None if !self.owed.is_empty() => Next::Wait(self.owed_at),
             None if self.is_refused(now) && !ending => Next::Wait(self.refused_until),
+            None if now < self.busy_until && !ending => Next::Wait(self.busy_until),
             None => Next::Rest,
         }
     }
@@ -178,7 +179,7 @@ impl Quota {
     fn end(&mut self, now: Instant) {
         let Some(lease) = self.lease.take() else { return };
         (self.size, self.busy_until) = match lease.left {
-            0 => (lease.granted, lease.until),
+            0 if lease.leased => (lease.granted, lease.until),
             left => ((lease.granted - left).max(1), now),
         };
         if lease.leased {
@@ -367,7 +368,7 @@ mod tests {
             (1, Take(true)),
             (1, Next(false, Ask(0, vec![(1, 0)]))),
             (2, used_up()),
-            (2, Next(false, Rest)),
+            (2, Next(false, Wait(1000))),
             (9, Next(true, Ask(2, vec![]))),
             (10, visits(2, true)),
             (10, Take(true)),

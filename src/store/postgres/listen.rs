@@ -1,7 +1,8 @@
 //! Hints that something changed: `LISTEN`, on a connection of its own past any pooler.
 //!
 //! In: notifications. Out: a hint after one or more of them. Never: proves that nothing changed.
-//! At its limit: a server that is no longer the store is left, also if it says nothing; notifications that come faster than they are taken are one hint.
+//! At its limit: notifications that come faster than they are taken are one hint; a server that is no longer the store is
+//! left, also if it says nothing.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,9 +1,9 @@
 //! Visits in Postgres, on a connection of its own beside the store's pool.
 //!
 //! In: batches. Out: each stored whole, in one transaction with its positions, or not at all.
-//! Never: takes the word of a server that is no longer the store: see `store::postgres::fence`; waits for anything of ours inside of a transaction (a batch is encoded before); leaves anything in a session, or
-//! names a statement that outlives its transaction, so that a pooler may stand between; leaves a transaction of its own
-//! behind that holds the locks of positions.
+//! Never: takes the word of a server that is no longer the store (see `store::postgres::fence`); waits for anything of ours
+//! inside of a transaction (a batch is encoded before); leaves anything in a session, or names a statement that outlives its
+//! transaction, so that a pooler may stand between; leaves a transaction of its own behind that holds the locks of positions.
 //! At its limit: each wait for the server ends after [`STEPS`] times `postgres.statement_timeout`. The limit is ours, for
 //! `statement_timeout` does not end a COPY that hears nothing. Its connection is closed then, and before the next
 //! transaction the server is told to end what it was.
