@@ -106,7 +106,8 @@ fn at<T>(what: &'static str, path: &Path, result: io::Result<T>) -> Result<T, Er
 }
 
 /// How often the rings are looked at. Nobody says when: the smallest ring has room for several turns of a busy core. Told
-/// by a channel, this thread spun and yielded before each sleep, 5 instead of 2 ms of CPU a second, and workers woke it up.
+/// by a channel, this thread yielded eight times before each sleep, 350 instead of 50 context switches a second under load,
+/// and workers woke it up.
 const TURN: Duration = Duration::from_millis(20);
 /// How often a new segment is tried while the log cannot be written, and what may go is looked at.
 const RETRY: Duration = Duration::from_secs(1);
