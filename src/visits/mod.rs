@@ -81,6 +81,7 @@ impl Counts {
 const ORPHANS_PER_SECOND: u32 = 100;
 /// Answers that waited for the store are older than those that did not: only a clock that was set goes back farther.
 const LATE_SECONDS_MAX: i64 = 10;
+
 /// What every core records by.
 #[derive(Clone, Debug)]
 pub struct Settings {

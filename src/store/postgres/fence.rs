@@ -15,6 +15,9 @@ use tokio::sync::watch;
 
 use crate::domain::time;
 
+/// Why what a connection said is not believed.
+pub(crate) const FAILED_OVER: &str = "postgres has failed over meanwhile";
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Server {
     cluster: String,

@@ -46,7 +46,7 @@ use super::{Error, Result};
 use crate::config::{self, Statements};
 use connect::{Canceller, Connector};
 use errors::{explain, explain_pool, is_conflict, refuses_statement, spares_connection};
-use fence::Fence;
+use fence::{FAILED_OVER, Fence};
 
 /// How often a transaction is sent again that met another one.
 const ATTEMPTS_MAX: u32 = 10;
@@ -446,7 +446,7 @@ impl Session {
         if !is_believed || !error.is_none_or(spares_connection) {
             drop(Object::take(object));
         }
-        if is_believed { Ok(()) } else { Err(Error::Unavailable("postgres has failed over meanwhile".into())) }
+        if is_believed { Ok(()) } else { Err(Error::Unavailable(FAILED_OVER.into())) }
     }
 }
 

@@ -17,7 +17,8 @@ use tempfile::TempDir;
 use super::{Process, READY, folder, log, run, shipped, start, write};
 use crate::support::eventually;
 
-/// The two server sets of the file: with the store, and without.
+/// The two server sets of the file: the one that is asked by visitors, by whether it has the store, and the one that tells who
+/// only lives.
 pub(crate) const SETS: [&str; 2] = ["waypost", "waypost_without_store"];
 /// The instances, as the file calls them.
 pub(crate) const NAMES: [&str; 3] = ["one", "two", "three"];

@@ -42,7 +42,7 @@ use crate::domain::time;
 use crate::store;
 use crate::store::postgres::connect::Connector;
 use crate::store::postgres::errors::{code, explain, refuses_statement};
-use crate::store::postgres::fence::Fence;
+use crate::store::postgres::fence::{FAILED_OVER, Fence};
 use crate::visits::batch::Batch;
 use crate::visits::spool::{Epoch, Source};
 use crate::visits::{Dropped, Drops};
@@ -55,7 +55,6 @@ const BACKEND: &str = "SELECT pid, (extract(epoch FROM backend_start) * 1000000)
 const END_BACKEND: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
   WHERE pid = $1 AND (extract(epoch FROM backend_start) * 1000000)::int8 = $2";
 
-const FAILED_OVER: &str = "postgres has failed over meanwhile";
 /// What a former primary has is not what the store has: none of its connections is of use any more.
 const READ_ONLY: &str = "SELECT current_setting('transaction_read_only')";
 const POSITIONS: &str = "SELECT p.epoch, p.core, p.next, p.stored, d.reason, d.visits
