@@ -8,12 +8,12 @@
 use std::collections::HashMap;
 use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Signal, kill_process};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 use waypost::domain::time;
@@ -103,7 +103,7 @@ impl Fault {
             Self::Slow => stand.proxy.mode(Mode::Delay(Duration::from_millis(500))),
             Self::Silent => stand.proxy.mode(Mode::Silent),
             Self::ReadOnly => read_only(postgres, "on"),
-            Self::Full => return take_all_connections(postgres),
+            Self::Full => return take_all_connections(postgres, &stand.database),
             Self::BlackHole => {
                 postgres.kill();
                 return hole(postgres.port());
@@ -130,33 +130,30 @@ fn read_only(postgres: &Postgres, value: &str) {
 }
 
 /// Connections that say who they are and not their password: each takes a place for as long as it is waited for
-/// (`authentication_timeout`, a minute). Then ours are ended, and whatever becomes free is taken too.
-fn take_all_connections(postgres: &Postgres) -> Lasting {
-    let pids = postgres.sql(&format!("SELECT pid FROM pg_stat_activity WHERE usename = '{ROLE}'"));
+/// (`authentication_timeout`). Those of `database` are ended until none of them has a place: each that ends
+/// leaves one to whoever comes first.
+fn take_all_connections(postgres: &Postgres, database: &Database) -> Lasting {
+    postgres.sql("ALTER SYSTEM SET authentication_timeout = '10min'");
+    postgres.reload();
+    let places: usize = postgres.sql("SHOW max_connections").parse().unwrap();
     let port = postgres.port();
-    let over = Arc::new(AtomicBool::new(false));
-    let (is_over, full) = (Arc::clone(&over), Arc::new(AtomicBool::new(false)));
-    let is_full = Arc::clone(&full);
+    let (over, taken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (is_over, are_taken) = (Arc::clone(&over), Arc::clone(&taken));
     let taking = std::thread::spawn(move || {
-        let mut taken = Vec::new();
+        let mut connections = Vec::new();
         while !is_over.load(Ordering::SeqCst) {
-            match take_connection(port) {
-                Some(connection) => taken.push(connection),
-                None => is_full.store(true, Ordering::SeqCst),
-            }
+            connections.extend(take_connection(port));
+            are_taken.store(connections.len(), Ordering::SeqCst);
         }
     });
-    let becomes_full = || {
-        full.store(false, Ordering::SeqCst);
-        eventually(LIMIT, "all connections are taken", || full.load(Ordering::SeqCst));
-    };
-    becomes_full();
-    let pids: Vec<Pid> = pids.lines().map(|pid| Pid::from_raw(pid.parse().unwrap()).unwrap()).collect();
-    pids.iter().for_each(|pid| kill_process(*pid, Signal::TERM).unwrap());
-    eventually(LIMIT, "ours end", || pids.iter().all(|pid| test_kill_process(*pid).is_err()));
-    // Twice: an attempt may have been under way before the last of them ended.
-    becomes_full();
-    becomes_full();
+    // A process begins for each: many seconds beside other work.
+    eventually(LIMIT * 4, "all connections are taken", || {
+        for backend in postgres.backends(database) {
+            // Or it has ended by then.
+            let _ = kill_process(backend, Signal::TERM);
+        }
+        taken.load(Ordering::SeqCst) == places
+    });
     Lasting::Greed { over, taking: Some(taking) }
 }
 

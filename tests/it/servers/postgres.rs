@@ -201,6 +201,16 @@ impl Postgres {
         self.process = Some(process);
     }
 
+    /// The processes that serve a database, or refuse to. Asks their titles, for which no connection is needed: "postgres:
+    /// ROLE DATABASE HOST(PORT) STATE".
+    pub(crate) fn backends(&self, database: &Database) -> Vec<Pid> {
+        let serves = |pid: &Pid| {
+            let title = std::fs::read_to_string(format!("/proc/{}/cmdline", pid.as_raw_nonzero()));
+            title.is_ok_and(|title| title.split(' ').nth(2) == Some(&database.name))
+        };
+        self.process.as_ref().unwrap().children().into_iter().filter(serves).collect()
+    }
+
     /// SIGSTOP for every process of it: connections stay, and nobody answers.
     pub(crate) fn freeze(&mut self) {
         let process = self.process.as_ref().unwrap();
