@@ -170,7 +170,7 @@ pub fn sink(config: &Config, store: &Store, instance: &str) -> Result<Sink, sink
     let settings = sink::Settings { instance: instance.to_owned(), keep: config.visits.keep };
     match (store, &config.postgres) {
         (Store::Postgres(store), Some(postgres)) => {
-            Ok(Sink::Postgres(sink::postgres::Postgres::open(postgres, &settings)?.beside(store)))
+            sink::postgres::Postgres::open(postgres, store, &settings).map(Sink::Postgres)
         }
         _ => sink::sqlite::Sqlite::open(&config.data.join(VISITS_FILE), &settings).map(Sink::Sqlite),
     }

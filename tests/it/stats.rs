@@ -94,11 +94,11 @@ fn store(setup: &Setup, direct: &Direct, code: &str, seen: &[Seen<'_>]) {
                 sqlite::migrate(&path).unwrap();
                 Sink::Sqlite(sqlite::Sqlite::open(&path, &settings).unwrap())
             }
-            Store::Postgres(_) => {
+            Store::Postgres(links) => {
                 let flags = Flags { config: Some(setup.path("store.toml")), ..Flags::default() };
                 let loaded = load::load(&flags, [], load::read).unwrap();
                 let config = loaded.config.postgres.unwrap();
-                Sink::Postgres(postgres::Postgres::open(&config, &settings).unwrap())
+                Sink::Postgres(postgres::Postgres::open(&config, links, &settings).unwrap())
             }
         };
         sink.store(&batch).await.unwrap();

@@ -79,8 +79,9 @@ impl Trial {
     }
 
     fn sink(&self, statements: Statements) -> Postgres {
-        let settings = Settings { instance: "one".into(), keep: KEEP };
-        Postgres::open(&self.settings(statements), &settings).unwrap()
+        let (config, settings) = (self.settings(statements), Settings { instance: "one".into(), keep: KEEP });
+        let links = store::postgres::Postgres::open(&config).unwrap();
+        Postgres::open(&config, &links, &settings).unwrap()
     }
 
     fn store(&self, sink: &mut Postgres, batch: &Batch) -> Result<(), Failure> {

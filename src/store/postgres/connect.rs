@@ -12,11 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use deadpool_postgres::{
-    Connect, Hook, HookError, Manager, ManagerConfig, Pool, PoolConfig, RecyclingMethod, Runtime, Timeouts,
-};
+use deadpool::Runtime;
+use deadpool::managed::{self, PoolConfig, RecycleError, Timeouts};
+use deadpool_postgres::ClientWrapper;
 use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use rand::seq::SliceRandom;
 use rustls::client::WebPkiServerVerifier;
@@ -25,15 +24,15 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::AbortHandle;
 use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs};
 use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{SimpleQueryMessage, Socket};
+use tokio_postgres::{Error as Failure, SimpleQueryMessage, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use url::form_urlencoded;
 
 use super::errors::{code, explain};
-use super::fence::{Fence, Server};
+use super::fence::{Admission, Fence, Server};
 use super::{CLUSTER, TIMELINE};
 use crate::config::{self, ServiceUrl};
 use crate::store::{Error, Result};
@@ -58,10 +57,37 @@ pub(crate) struct Connector {
     hosts: Vec<tokio_postgres::Config>,
     /// The place of the one that took the last connection: it is asked first.
     first: Arc<AtomicUsize>,
-    /// None for a server that is only read from.
-    fence: Option<Arc<Fence>>,
+    /// Asked only of a server that is written to.
+    fence: Arc<Fence>,
+    is_primary: bool,
     tls: MakeRustlsConnect,
     timeout: Duration,
+    max_lifetime: Duration,
+    jitter: ahash::RandomState,
+}
+
+pub(super) type Pool = managed::Pool<Connector>;
+
+/// A connection of the pool, with its prepared statements.
+#[derive(Debug)]
+pub(crate) struct Pooled {
+    pub(super) client: ClientWrapper,
+    pub(super) admission: Admission,
+}
+
+/// A connection beside the pool; closed when it is dropped. To drop the client is not enough: the connection stays until
+/// every answer has come, which a silent server never sends.
+#[derive(Debug)]
+pub(crate) struct Single {
+    pub(crate) client: tokio_postgres::Client,
+    pub(crate) admission: Admission,
+    connection: AbortHandle,
+}
+
+impl Drop for Single {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
 }
 
 impl fmt::Debug for Connector {
@@ -111,15 +137,18 @@ impl Connector {
         Ok(Self {
             hosts: each_host(&config),
             first: Arc::default(),
-            fence: None,
+            fence: Arc::default(),
+            is_primary: false,
             tls: MakeRustlsConnect::new(tls.client().map_err(wrong)?),
             timeout: settings.connect_timeout,
+            max_lifetime: settings.max_lifetime,
+            jitter: ahash::RandomState::new(),
         })
     }
 
     /// For a server that is written to: of several hosts, the one that takes writes, and none that `fence` shuts out.
     pub(crate) fn primary(mut self, fence: &Arc<Fence>) -> Self {
-        self.fence = Some(Arc::clone(fence));
+        (self.fence, self.is_primary) = (Arc::clone(fence), true);
         if self.hosts.len() > 1 {
             for host in &mut self.hosts {
                 host.target_session_attrs(TargetSessionAttrs::ReadWrite);
@@ -133,43 +162,19 @@ impl Connector {
     }
 
     pub(super) fn pool(&self, settings: &config::Postgres) -> Result<Pool> {
-        // The manager hands us the configuration back, and has no use of its own for it.
-        let manager = Manager::from_connect(
-            tokio_postgres::Config::new(),
-            self.clone(),
-            ManagerConfig { recycling_method: RecyclingMethod::Fast },
-        );
-        let (lifetime, jitter) = (settings.max_lifetime, ahash::RandomState::new());
-        let fence = self.fence.clone();
-        let not_too_old = Hook::sync_fn(move |_, metrics: &deadpool_postgres::Metrics| {
-            let share = 1000 - jitter.hash_one(metrics.created) % LIFETIME_JITTER_PERMILLE;
-            let over = metrics.age() >= lifetime.mul_f64(share as f64 / 1000.0)
-                || fence.as_ref().is_some_and(|fence| !fence.believes(metrics.created));
-            if over { Err(HookError::message("its lifetime is over")) } else { Ok(()) }
-        });
         let timeouts =
             Timeouts { wait: Some(settings.pool_timeout), create: Some(self.limit()), recycle: Some(self.limit()) };
-        Pool::builder(manager)
+        Pool::builder(self.clone())
             .config(PoolConfig { timeouts, ..PoolConfig::new(settings.pool) })
-            .pre_recycle(not_too_old)
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| Error::Broken(error.to_string()))
     }
 
     /// One connection beside the pool. `heard` is called for each notification, and dropped when the connection ends.
-    pub(super) async fn connect(&self, heard: impl FnMut() + Send + 'static) -> Result<tokio_postgres::Client> {
-        Ok(self.connect_closable(heard).await?.0)
-    }
-
-    /// The same, with the handle that closes it at once. To drop the client is not enough: the connection stays until
-    /// every answer has come, which a silent server never sends.
-    pub(crate) async fn connect_closable(
-        &self,
-        mut heard: impl FnMut() + Send + 'static,
-    ) -> Result<(tokio_postgres::Client, AbortHandle)> {
+    pub(crate) async fn connect(&self, mut heard: impl FnMut() + Send + 'static) -> Result<Single> {
         let connecting = tokio::time::timeout(self.limit(), self.any_host());
-        let (client, mut connection) = connecting
+        let (client, mut connection, admission) = connecting
             .await
             .map_err(|_| {
                 Error::Unavailable("postgres did not take a connection within postgres.connect_timeout".into())
@@ -185,16 +190,16 @@ impl Connector {
                 }
             }
         });
-        Ok((client, task.abort_handle()))
+        Ok(Single { client, admission, connection: task.abort_handle() })
     }
 }
 
 type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
-type Connected = (tokio_postgres::Client, tokio_postgres::Connection<Socket, Stream>);
+type Connected = (tokio_postgres::Client, tokio_postgres::Connection<Socket, Stream>, Admission);
 
 impl Connector {
     /// Of the host that takes it first. Whoever asks limits this by [`Connector::limit`].
-    async fn any_host(&self) -> std::result::Result<Connected, tokio_postgres::Error> {
+    async fn any_host(&self) -> std::result::Result<Connected, Failure> {
         let (count, first) = (self.hosts.len(), self.first.load(Ordering::Relaxed));
         let mut others = (1..count).map(|more| (first + more) % count);
         let asked = FuturesUnordered::from_iter([self.host(first)]);
@@ -216,18 +221,30 @@ impl Connector {
         }
     }
 
-    async fn host(&self, place: usize) -> (usize, std::result::Result<Connected, tokio_postgres::Error>) {
+    async fn host(&self, place: usize) -> (usize, std::result::Result<Connected, Failure>) {
         let connecting = async {
             let (client, mut connection) = self.hosts[place].connect(self.tls.clone()).await?;
-            if let Some(fence) = &self.fence {
-                tokio::select! {
-                    passed = pass(fence, &client) => passed?,
-                    Err(error) = &mut connection => return Err(error),
-                }
-            }
-            Ok((client, connection))
+            let admission = tokio::select! {
+                admission = self.admission(&client) => admission?,
+                Err(error) = &mut connection => return Err(error),
+            };
+            Ok((client, connection, admission))
         };
         (place, connecting.await)
+    }
+
+    /// Fails at a server that the fence shuts out. One that does not say which it is gets in.
+    async fn admission(&self, client: &tokio_postgres::Client) -> std::result::Result<Admission, Failure> {
+        let server = if self.is_primary { server(client).await? } else { None };
+        match self.fence.admit(server) {
+            Ok(admission) => Ok(admission),
+            // Only the driver and the server make errors of this kind; the server's log says so, too.
+            Err(why) => {
+                let raise = format!("DO $$BEGIN RAISE '{why}' USING ERRCODE = 'read_only_sql_transaction'; END$$");
+                client.batch_execute(&raise).await?;
+                unreachable!("it raises")
+            }
+        }
     }
 
     /// For all hosts.
@@ -236,37 +253,36 @@ impl Connector {
     }
 }
 
-/// Fails at a server that the fence shuts out. One that does not say which it is, passes.
-async fn pass(fence: &Fence, client: &tokio_postgres::Client) -> std::result::Result<(), tokio_postgres::Error> {
+async fn server(client: &tokio_postgres::Client) -> std::result::Result<Option<Server>, Failure> {
     let answers = match client.simple_query(&format!("SELECT {CLUSTER}, {TIMELINE}")).await {
         // 42883: there is no such function; 42501: it is not for us.
-        Err(error) if matches!(code(&error), Some("42883" | "42501")) => return Ok(()),
+        Err(error) if matches!(code(&error), Some("42883" | "42501")) => return Ok(None),
         answers => answers?,
     };
-    let server = answers.iter().find_map(|answer| match answer {
+    Ok(answers.iter().find_map(|answer| match answer {
         SimpleQueryMessage::Row(row) => Server::new(row.get(0)?, row.get(1)?),
         _ => None,
-    });
-    match server.map_or(Ok(()), |server| fence.admit(server)) {
-        Ok(()) => Ok(()),
-        // Only the driver and the server make errors of this kind; the server's log says so, too.
-        Err(why) => {
-            let raise = format!("DO $$BEGIN RAISE '{why}' USING ERRCODE = 'read_only_sql_transaction'; END$$");
-            client.batch_execute(&raise).await
-        }
-    }
+    }))
 }
 
-impl Connect for Connector {
-    fn connect(
-        &self,
-        _: &tokio_postgres::Config,
-    ) -> BoxFuture<'_, std::result::Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error>> {
-        Box::pin(async move {
-            let (client, connection) = self.any_host().await?;
-            // Whoever waits for an answer on it is told how it ended.
-            Ok((client, tokio::spawn(async move { drop(connection.await) })))
-        })
+impl managed::Manager for Connector {
+    type Type = Pooled;
+    type Error = Failure;
+
+    async fn create(&self) -> std::result::Result<Pooled, Failure> {
+        let (client, connection, admission) = self.any_host().await?;
+        // Whoever waits for an answer on it is told how it ended.
+        let task = tokio::spawn(async move { drop(connection.await) });
+        Ok(Pooled { client: ClientWrapper::new(client, task), admission })
+    }
+
+    async fn recycle(&self, pooled: &mut Pooled, metrics: &managed::Metrics) -> managed::RecycleResult<Failure> {
+        let share = 1000 - self.jitter.hash_one(metrics.created) % LIFETIME_JITTER_PERMILLE;
+        let is_over = metrics.age() >= self.max_lifetime.mul_f64(share as f64 / 1000.0);
+        if is_over || pooled.client.is_closed() || !pooled.admission.holds() {
+            return Err(RecycleError::message("it is too old, was closed, or leads to a former primary"));
+        }
+        Ok(())
     }
 }
 

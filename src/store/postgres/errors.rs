@@ -9,7 +9,7 @@
 use std::error::Error as _;
 use std::io;
 
-use deadpool_postgres::{PoolError, TimeoutType};
+use deadpool::managed::{PoolError, TimeoutType};
 use tokio_postgres::Error as Failure;
 use tokio_postgres::error::SqlState;
 
@@ -78,7 +78,7 @@ fn text(error: &Failure) -> String {
     }
 }
 
-pub(super) fn explain_pool(error: &PoolError) -> Error {
+pub(super) fn explain_pool(error: &PoolError<Failure>) -> Error {
     match error {
         PoolError::Backend(error) => explain(error),
         PoolError::Timeout(TimeoutType::Wait) => {

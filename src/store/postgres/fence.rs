@@ -9,11 +9,9 @@
 //! Timelines: PostgreSQL manual, "Continuous Archiving and Point-in-Time Recovery". Each promotion begins one, with a higher
 //! number than all before it. Another cluster (`initdb`) is another store, which was put in the place of this one on purpose.
 
-use std::time::Instant;
+use std::sync::Arc;
 
 use tokio::sync::watch;
-
-use crate::domain::time;
 
 /// Why what a connection said is not believed.
 pub(crate) const FAILED_OVER: &str = "postgres has failed over meanwhile";
@@ -32,49 +30,63 @@ impl Server {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug, Default)]
 struct Seen {
-    server: Server,
-    since: Instant,
+    /// None until one that shows its timeline was admitted.
+    server: Option<Server>,
+    /// How often another one has become the store.
+    term: u64,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Fence {
-    seen: watch::Sender<Option<Seen>>,
+    seen: watch::Sender<Seen>,
+}
+
+/// A connection's, as long as the server that it leads to is the store.
+#[derive(Clone, Debug)]
+pub(crate) struct Admission {
+    fence: Arc<Fence>,
+    term: u64,
 }
 
 impl Fence {
-    /// Fails at a former primary, and says so. Another server than before ends all belief in what was connected before.
-    pub(super) fn admit(&self, server: Server) -> Result<(), String> {
-        let mut admitted = Ok(());
-        self.seen.send_if_modified(|seen| match seen {
-            Some(Seen { server: known, .. }) if *known == server => false,
-            Some(Seen { server: known, .. }) if known.cluster == server.cluster && known.timeline > server.timeline => {
-                admitted = Err(format!(
-                    "this is a former primary: it is on timeline {}, and one on {} was seen. Make it a standby; if it \
-                     was put back on purpose, restart the instances",
-                    server.timeline, known.timeline
-                ));
-                false
+    /// Fails at a former primary, and says so. Another server than before ends all admissions to that one. Who does not say
+    /// which server it is gets in.
+    pub(super) fn admit(self: &Arc<Self>, server: Option<Server>) -> Result<Admission, String> {
+        let mut admitted = Ok(0);
+        self.seen.send_if_modified(|seen| {
+            let is_new = match (&seen.server, &server) {
+                (_, None) => false,
+                (Some(known), Some(server)) if known.cluster == server.cluster && known.timeline > server.timeline => {
+                    admitted = Err(format!(
+                        "this is a former primary: it is on timeline {}, and one on {} was seen. Make it a standby; if it \
+                         was put back on purpose, restart the instances",
+                        server.timeline, known.timeline
+                    ));
+                    return false;
+                }
+                (known, server) => known != server,
+            };
+            if is_new {
+                *seen = Seen { term: seen.term + 1, server };
             }
-            _ => {
-                *seen = Some(Seen { server, since: time::monotonic() });
-                true
-            }
+            admitted = Ok(seen.term);
+            is_new
         });
-        admitted
+        Ok(Admission { fence: Arc::clone(self), term: admitted? })
+    }
+}
+
+impl Admission {
+    pub(crate) fn holds(&self) -> bool {
+        self.fence.seen.borrow().term == self.term
     }
 
-    /// Whether the server to which a connection was made at this moment is the store as far as was seen.
-    pub(crate) fn believes(&self, made: Instant) -> bool {
-        self.seen.borrow().as_ref().is_none_or(|seen| seen.since <= made)
-    }
-
-    /// Until another server is the store than when a connection was made.
-    pub(crate) async fn moves_on(&self, made: Instant) {
-        let has_moved = |seen: &Option<Seen>| seen.as_ref().is_some_and(|seen| seen.since > made);
-        // It cannot end: its sender is here.
-        let _ = self.seen.subscribe().wait_for(has_moved).await.map(drop);
+    /// Until another server is the store.
+    pub(crate) async fn ends(&self) {
+        // It cannot fail: the sender is here.
+        let _ = self.fence.seen.subscribe().wait_for(|seen| seen.term != self.term).await.map(drop);
     }
 }
 
@@ -84,26 +96,29 @@ mod tests {
 
     #[test]
     fn a_former_primary_stays_out() {
-        let fence = Fence::default();
-        for (cluster, timeline, admitted) in [
-            ("a", "00000002", true),
-            ("a", "00000002", true),
-            ("a", "00000001", false),
-            ("a", "0000000A", true),
-            ("a", "00000010", true),
-            ("a", "0000000F", false),
+        let fence = Arc::<Fence>::default();
+        let mut before: Option<Admission> = None;
+        for (cluster, timeline, admits, ends_those_before) in [
+            ("a", "00000002", true, false),
+            ("a", "00000002", true, false),
+            ("a", "00000001", false, false),
+            ("a", "0000000A", true, true),
+            ("a", "00000010", true, true),
+            ("a", "0000000F", false, false),
             // Another one in its place begins anew.
-            ("b", "00000001", true),
-            ("b", "00000002", true),
-            ("b", "00000001", false),
+            ("b", "00000001", true, true),
+            ("b", "00000002", true, true),
+            ("b", "00000001", false, false),
+            // A standby is on no timeline of its own.
+            ("b", "", true, false),
         ] {
-            let (before, was) = (time::monotonic(), fence.seen.borrow().as_ref().map(|seen| seen.server.clone()));
-            let server = Server::new(cluster, timeline).unwrap();
-            assert_eq!(fence.admit(server.clone()).is_ok(), admitted, "{server:?}");
-            // Who was connected before goes on if it is the same as before.
-            assert_eq!(fence.believes(before), !admitted || was == Some(server.clone()), "{server:?}");
-            assert!(fence.believes(time::monotonic()));
+            let admitted = fence.admit(Server::new(cluster, timeline));
+            assert_eq!(admitted.is_ok(), admits, "{cluster} {timeline}");
+            assert!(before.as_ref().is_none_or(|before| before.holds() != ends_those_before), "{cluster} {timeline}");
+            if let Ok(admission) = admitted {
+                assert!(admission.holds(), "{cluster} {timeline}");
+                before = Some(admission);
+            }
         }
-        assert_eq!(Server::new("a", ""), None, "a standby is on no timeline of its own");
     }
 }

@@ -3,10 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use deadpool_postgres::Pool;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::connect::Pool;
 use super::fence::Server;
 use super::{CLUSTER, Inner, NO_TIMELINE, Param, Postgres, TIMELINE, bigint, get, limited, number, only};
 use crate::domain::key::{Case, Code, DomainId, Key};
@@ -294,9 +294,7 @@ impl Inner {
         if get::<&str>(row, 5)? == "on" {
             return Err(Error::Unavailable("postgres takes no writes: it is a standby, or was made read-only".into()));
         }
-        if let Some(server) = Server::new(get(row, 6)?, get(row, 4)?) {
-            self.fence.admit(server).map_err(Error::Unavailable)?;
-        }
+        self.fence.admit(Server::new(get(row, 6)?, get(row, 4)?)).map_err(Error::Unavailable)?;
         doubt.0 = None;
         Ok(rows)
     }

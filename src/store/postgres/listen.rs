@@ -4,25 +4,18 @@
 //! At its limit: notifications that come faster than they are taken are one hint; a server that is no longer the store is
 //! left, also if it says nothing.
 
-use std::sync::Arc;
-use std::time::Instant;
-
 use tokio::sync::mpsc;
 
+use super::connect::Single;
 use super::errors::explain;
-use super::fence::Fence;
 use super::{Postgres, limited};
-use crate::domain::time;
 use crate::store::{Error, Result};
 
 /// A connection that listens; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Hints {
     hints: mpsc::Receiver<()>,
-    fence: Arc<Fence>,
-    made: Instant,
-    /// Keeps the connection.
-    _client: tokio_postgres::Client,
+    connection: Single,
 }
 
 impl Postgres {
@@ -34,11 +27,11 @@ impl Postgres {
             // A hint that nobody has taken yet says as much as two.
             let _ = heard.try_send(());
         };
-        let client = direct.connect(hear).await?;
-        let made = time::monotonic();
-        let listening = async { client.batch_execute("LISTEN waypost").await.map_err(|error| explain(&error)) };
+        let connection = direct.connect(hear).await?;
+        let listening =
+            async { connection.client.batch_execute("LISTEN waypost").await.map_err(|error| explain(&error)) };
         limited(self.inner.statement_timeout, listening).await?;
-        Ok(Some(Hints { hints, fence: Arc::clone(&self.inner.fence), made, _client: client }))
+        Ok(Some(Hints { hints, connection }))
     }
 }
 
@@ -48,7 +41,7 @@ impl Hints {
         let lost = || Error::Unavailable("the connection that listens was lost".into());
         tokio::select! {
             heard = self.hints.recv() => heard.ok_or_else(lost),
-            () = self.fence.moves_on(self.made) => Err(lost()),
+            () = self.connection.admission.ends() => Err(lost()),
         }
     }
 }

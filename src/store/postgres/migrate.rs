@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Row};
 
-use super::connect::Connector;
+use super::connect::{Connector, Single};
 use super::errors::{code, explain};
 use super::{get, limited};
 use crate::config;
@@ -50,10 +50,10 @@ const HAS_MIGRATIONS: &str =
 
 /// Brings the schema up to date; returns what was applied.
 pub async fn migrate(settings: &config::Postgres) -> Result<Vec<&'static Migration>> {
-    let client = connect(settings).await?;
+    let Single { client, .. } = &connect(settings).await?;
     let mut applied = Vec::new();
-    while let [next, ..] = pending_of(&client).await? {
-        if apply(&client, next).await? {
+    while let [next, ..] = pending_of(client).await? {
+        if apply(client, next).await? {
             applied.push(next);
         }
     }
@@ -62,15 +62,15 @@ pub async fn migrate(settings: &config::Postgres) -> Result<Vec<&'static Migrati
 
 /// The migrations that the store still lacks.
 pub async fn pending(settings: &config::Postgres) -> Result<Vec<&'static Migration>> {
-    Ok(pending_of(&connect(settings).await?).await?.iter().collect())
+    Ok(pending_of(&connect(settings).await?.client).await?.iter().collect())
 }
 
 /// Lets `role`, which owns nothing, use the tables; run as their owner.
 pub async fn grants(settings: &config::Postgres, role: &str) -> Result<()> {
-    let client = connect(settings).await?;
-    let schema = simple(&client, "SELECT current_schema()").await?;
+    let Single { client, .. } = &connect(settings).await?;
+    let schema = simple(client, "SELECT current_schema()").await?;
     let schema = schema.first().map(|row| get::<Option<&str>>(row, 0)).transpose()?.flatten();
-    run(&client, &granting(schema.unwrap_or("public"), role)).await
+    run(client, &granting(schema.unwrap_or("public"), role)).await
 }
 
 fn granting(schema: &str, role: &str) -> String {
@@ -123,7 +123,7 @@ fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-async fn connect(settings: &config::Postgres) -> Result<Client> {
+async fn connect(settings: &config::Postgres) -> Result<Single> {
     let (key, url) = match (&settings.migrate_url, &settings.direct_url) {
         (Some(url), _) => ("postgres.migrate_url", url),
         (None, Some(url)) => ("postgres.direct_url", url),

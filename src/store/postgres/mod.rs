@@ -33,7 +33,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use deadpool_postgres::{Object, Pool};
+use deadpool::managed::Object;
+use deadpool_postgres::ClientWrapper;
 use futures_util::future::{join_all, join3};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio_postgres::types::{FromSql, ToSql, Type};
@@ -44,7 +45,7 @@ pub use migrate::{MIGRATIONS, grants, migrate, pending};
 
 use super::{Error, Result};
 use crate::config::{self, Statements};
-use connect::{Canceller, Connector};
+use connect::{Canceller, Connector, Pool};
 use errors::{explain, explain_pool, is_conflict, refuses_statement, spares_connection};
 use fence::{FAILED_OVER, Fence};
 
@@ -368,7 +369,6 @@ impl Inner {
         Ok(Session {
             object: Held { object: Some(object), canceller: self.canceller.clone() },
             statements: self.statements,
-            fence: Arc::clone(&self.fence),
         })
     }
 }
@@ -378,26 +378,25 @@ impl Inner {
 struct Session {
     object: Held,
     statements: Statements,
-    fence: Arc<Fence>,
 }
 
 struct Held {
-    object: Option<Object>,
+    object: Option<Object<Connector>>,
     canceller: Option<Canceller>,
 }
 
 impl std::ops::Deref for Held {
-    type Target = Object;
+    type Target = ClientWrapper;
 
-    fn deref(&self) -> &Object {
-        self.object.as_ref().expect("taken only when it is dropped")
+    fn deref(&self) -> &ClientWrapper {
+        &self.object.as_ref().expect("taken only when it is dropped").client
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         let Some(object) = self.object.take() else { return };
-        let client = Object::take(object);
+        let client = Object::take(object).client;
         // A server that waits for a lock does not see that we are gone: its processes would pile up until it takes no
         // more connections.
         if let (Some(canceller), Ok(runtime)) = (self.canceller.take(), tokio::runtime::Handle::try_current())
@@ -442,7 +441,7 @@ impl Session {
     /// been frozen, and what it says that it has written is nowhere else.
     fn end(mut self, error: Option<&tokio_postgres::Error>) -> Result<()> {
         let Some(object) = self.object.object.take() else { return Ok(()) };
-        let is_believed = self.fence.believes(Object::metrics(&object).created);
+        let is_believed = object.admission.holds();
         if !is_believed || !error.is_none_or(spares_connection) {
             drop(Object::take(object));
         }

@@ -25,24 +25,22 @@ mod encoded;
 mod partitions;
 
 use std::future::Future;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::SinkExt;
 use futures_util::future::{join, join_all, join4};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Client, CopyInSink, Row, Statement};
 
 use self::encoded::{Encoded, Merged, Query};
 use super::{Failure, Position, Settings};
 use crate::config;
-use crate::domain::time;
 use crate::store;
-use crate::store::postgres::connect::Connector;
+use crate::store::postgres::connect::{Connector, Single};
 use crate::store::postgres::errors::{code, explain, refuses_statement};
-use crate::store::postgres::fence::{FAILED_OVER, Fence};
+use crate::store::postgres::fence::{Admission, FAILED_OVER};
 use crate::visits::batch::Batch;
 use crate::visits::spool::{Epoch, Source};
 use crate::visits::{Dropped, Drops};
@@ -64,14 +62,13 @@ const POSITIONS: &str = "SELECT p.epoch, p.core, p.next, p.stored, d.reason, d.v
 #[derive(Debug)]
 pub struct Postgres {
     connector: Connector,
-    fence: Arc<Fence>,
     settings: Settings,
     /// Begins a transaction.
     begin: String,
     /// For each wait.
     limit: Duration,
     /// None until it is needed, and after it was lost.
-    session: Option<Session>,
+    session: Option<Single>,
     /// What was in a transaction of ours when we last heard of it.
     left: Option<Backend>,
     buffer: BytesMut,
@@ -84,20 +81,6 @@ struct Backend {
     pid: i32,
     /// Microseconds since 1970, by the server's clock.
     started_us: i64,
-}
-
-/// A connection; closed when it is dropped.
-#[derive(Debug)]
-struct Session {
-    client: Client,
-    connection: AbortHandle,
-    made: Instant,
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.connection.abort();
-    }
 }
 
 /// Why a batch was not stored, as far as is known.
@@ -124,14 +107,17 @@ impl From<tokio_postgres::Error> for Ended {
 }
 
 impl Postgres {
-    /// Makes no connection. Fails on a URL, or a file of authorities, that cannot be read.
-    pub fn open(config: &config::Postgres, settings: &Settings) -> Result<Self, Failure> {
+    /// Makes no connection. What `beside` knows of a failover is known here, too. Fails on a URL, or a file of authorities, that cannot be read.
+    pub fn open(
+        config: &config::Postgres,
+        beside: &store::postgres::Postgres,
+        settings: &Settings,
+    ) -> Result<Self, Failure> {
         let (key, url) = match &config.direct_url {
             Some(url) => ("postgres.direct_url", url),
             None => ("postgres.url", &config.url),
         };
-        let fence = Arc::default();
-        let connector = Connector::new(key, url, config).map_err(failure)?.primary(&fence);
+        let connector = Connector::new(key, url, config).map_err(failure)?.primary(beside.fence());
         let limit = config.statement_timeout * STEPS;
         let (limit_ms, lock_ms) = (limit.as_millis(), config.statement_timeout.as_millis());
         // Plans that are good for few rows and for many: a stale statistic must not read a whole table of rollups, nor is
@@ -144,7 +130,6 @@ impl Postgres {
         );
         Ok(Self {
             connector,
-            fence,
             settings: settings.clone(),
             begin,
             limit,
@@ -153,14 +138,6 @@ impl Postgres {
             buffer: BytesMut::new(),
             indexing: None,
         })
-    }
-
-    /// Whatever this handle knows of a failover is known here, too.
-    #[must_use]
-    pub fn beside(mut self, store: &store::postgres::Postgres) -> Self {
-        self.fence = Arc::clone(store.fence());
-        self.connector = self.connector.primary(&self.fence);
-        self
     }
 
     /// See [`super::Sink::positions`].
@@ -206,10 +183,9 @@ impl Postgres {
 
     async fn attempt(&mut self, batch: &Encoded<'_>) -> Result<(), Ended> {
         let session = self.session().await.map_err(Ended::Never)?;
-        let fence = Arc::clone(&self.fence);
         let ended = tokio::select! {
             biased;
-            () = fence.moves_on(session.made) => Err(Ended::Unknown(FAILED_OVER.into())),
+            () = session.admission.ends() => Err(Ended::Unknown(FAILED_OVER.into())),
             ended = self.transaction(&session.client, batch) => ended,
         };
         let is_over = match &ended {
@@ -289,7 +265,7 @@ impl Postgres {
     /// One statement after the other, each a transaction of its own, in one round trip.
     async fn ask(&mut self, queries: &[Query<'_>]) -> Result<Vec<Vec<Row>>, Failure> {
         let session = self.session().await?;
-        let answers = self.heard(session.made, all(&session.client, queries)).await?;
+        let answers = self.heard(&session.admission, all(&session.client, queries)).await?;
         self.session = Some(session);
         Ok(answers)
     }
@@ -297,26 +273,25 @@ impl Postgres {
     /// What the server says to whom nothing is committed, unless another one becomes the store meanwhile.
     async fn heard<T>(
         &self,
-        made: Instant,
+        admission: &Admission,
         wait: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, Failure> {
         tokio::select! {
             biased;
-            () = self.fence.moves_on(made) => Err(Failure::Away(FAILED_OVER.into())),
+            () = admission.ends() => Err(Failure::Away(FAILED_OVER.into())),
             answer = self.limited(wait) => answer.map_err(Ended::explain),
         }
     }
 
     /// The one that is there, or a new one, by which what another one left is ended. It is closed unless it is put back.
-    async fn session(&mut self) -> Result<Session, Failure> {
+    async fn session(&mut self) -> Result<Single, Failure> {
         if let Some(session) = self.session.take()
             && !session.client.is_closed()
-            && self.fence.believes(session.made)
+            && session.admission.holds()
         {
             return Ok(session);
         }
-        let (client, connection) = self.connector.connect_closable(|| {}).await.map_err(failure)?;
-        let session = Session { client, connection, made: time::monotonic() };
+        let session = self.connector.connect(|| {}).await.map_err(failure)?;
         if let Some(Backend { pid, started_us }) = self.left {
             let end = [(END_BACKEND, vec![(&pid as _, Type::INT4), (&started_us as _, Type::INT8)])];
             self.limited(all(&session.client, &end)).await.map_err(Ended::explain)?;

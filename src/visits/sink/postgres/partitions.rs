@@ -77,7 +77,7 @@ impl Postgres {
     async fn brief(&mut self, query: Query<'_>) -> Result<Vec<Row>, Failure> {
         let session = self.session().await?;
         let limit_ms = u32::try_from(self.limit.as_millis()).unwrap_or(u32::MAX);
-        let rows = self.heard(session.made, locking(&session.client, limit_ms, query)).await?;
+        let rows = self.heard(&session.admission, locking(&session.client, limit_ms, query)).await?;
         self.session = Some(session);
         Ok(rows)
     }
@@ -104,10 +104,10 @@ impl Postgres {
 /// its `lock_timeout`, then for its next attempt, and the visits wait in the log: CONCURRENTLY would not let it wait, but
 /// takes the partition's owner and no transaction.
 async fn index_all(connector: Connector, before: Day) -> Result<(), Failure> {
-    let (client, _connection) = connector.connect_closable(|| {}).await.map_err(failure)?;
+    let connection = connector.connect(|| {}).await.map_err(failure)?;
     let limit = std::time::Duration::from_millis(INDEX_MAX_MS.into());
     let built = async || {
-        let rows = locking(&client, INDEX_MAX_MS, (INDEX, vec![(&before, Type::INT4)])).await?;
+        let rows = locking(&connection.client, INDEX_MAX_MS, (INDEX, vec![(&before, Type::INT4)])).await?;
         rows.first().map_or(Ok(false), |row| row.try_get(0))
     };
     loop {
