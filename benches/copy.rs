@@ -19,6 +19,7 @@ use waypost::domain::link::LinkId;
 use waypost::domain::time::{self, UnixMillis};
 use waypost::domain::visit::Class;
 use waypost::stats::rollup::roll_up;
+use waypost::store;
 use waypost::store::postgres::migrate;
 use waypost::visits::agents::Agent;
 use waypost::visits::batch::{Batch, Range, Referrer, RequestId, Row};
@@ -117,7 +118,8 @@ impl Visits {
     /// How long it took to roll up, and in all.
     async fn store(&self, config: &config::Postgres, batch: usize, epoch: u64) -> (Duration, Duration) {
         let settings = Settings { instance: "bench".into(), keep: Duration::from_secs(90 * 86_400) };
-        let mut sink = Postgres::open(config, &settings).expect("a sink");
+        let links = store::postgres::Postgres::open(config).expect("a store of links");
+        let mut sink = Postgres::open(config, &links, &settings).expect("a sink");
         sink.housekeep(time::now()).await.expect("partitions");
         let mut rolling = Duration::ZERO;
         let begun = time::monotonic();

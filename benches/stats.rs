@@ -15,6 +15,7 @@ use waypost::domain::link::LinkId;
 use waypost::domain::time::{self, UnixMillis};
 use waypost::domain::visit::Class;
 use waypost::stats::rollup::{DAY_MS, day, roll_up};
+use waypost::store;
 use waypost::visits::agents::patterns::BotList;
 use waypost::visits::agents::{Agent, Agents, Referrers};
 use waypost::visits::batch::{Batch, Range, Referrer, RequestId, Row};
@@ -45,7 +46,8 @@ fn sink(which: &str, whereto: &str) -> Sink {
     let flags = Flags { postgres: Some(whereto.to_owned()), ..Flags::default() };
     let loaded = load::load(&flags, [], |_: &Path| Err(std::io::ErrorKind::NotFound.into())).expect("a configuration");
     let config = loaded.config.postgres.expect("it was given");
-    Sink::Postgres(postgres::Postgres::open(&config, &settings).expect("a store of visits"))
+    let links = store::postgres::Postgres::open(&config).expect("a store of links");
+    Sink::Postgres(postgres::Postgres::open(&config, &links, &settings).expect("a store of visits"))
 }
 
 async fn fill(links: &[(LinkId, u64); 2], sink: &mut Sink) {
