@@ -253,6 +253,7 @@ impl Connector {
     }
 }
 
+/// Which one it is; none if it does not say.
 async fn server(client: &tokio_postgres::Client) -> std::result::Result<Option<Server>, Failure> {
     let answers = match client.simple_query(&format!("SELECT {CLUSTER}, {TIMELINE}")).await {
         // 42883: there is no such function; 42501: it is not for us.
