@@ -107,7 +107,8 @@ impl From<tokio_postgres::Error> for Ended {
 }
 
 impl Postgres {
-    /// Makes no connection. What `beside` knows of a failover is known here, too. Fails on a URL, or a file of authorities, that cannot be read.
+    /// Makes no connection. What `beside` knows of a failover is known here, too. Fails on a URL, or a file of authorities,
+    /// that cannot be read.
     pub fn open(
         config: &config::Postgres,
         beside: &store::postgres::Postgres,
